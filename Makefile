@@ -1,0 +1,81 @@
+# Each target works on its own on a machine that has only make and Python 3.11 or later.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+# Relative on purpose: pip splits these variables at spaces, so an absolute path could break.
+# Older pips pin the build backend by the first of them, newer ones by the second.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs bench lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on handwritten digits
+	@echo "==> Verifying the derivatives"
+	@$(BIN)/python -m jsoftmax verify
+	@echo "==> Training on handwritten digits"
+	@$(BIN)/python examples/digits.py
+
+test: lint ## Lint, check the types and run the tests
+	@echo "==> Running the tests"
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.installed ## Run ruff and pyright
+	@echo "==> Linting"
+	@$(BIN)/ruff check --quiet
+	@echo "==> Checking the format"
+	@$(BIN)/ruff format --check --quiet
+	@echo "==> Checking the types"
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed ## Format the code and fix what ruff can fix
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+docs: $(VENV)/.installed-docs ## Build the documentation into docs/_build/html
+	@echo "==> Building the documentation"
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "==> Open docs/_build/html/index.html"
+
+bench: $(VENV)/.installed ## Time jsoftmax beside its peers
+	@echo "==> Measuring"
+	@$(BIN)/python -m benchmarks
+
+# The build backend, its helper and uv are used here but are no dependency of jsoftmax, so they are named.
+lock: $(VENV)/.created ## Renew constraints.txt
+	@echo "==> Resolving the newest versions"
+	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(BIN)/python -m pip install -qq --upgrade uv
+	@printf 'editables\nhatchling\nuv\n' | UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet \
+		--universal --python-version 3.11 --all-extras --no-annotate --no-emit-index-url \
+		--no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml -
+
+clean: ## Remove everything that make has made
+	@rm -rf $(VENV) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "jsoftmax needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo 'not there')." >&2; \
+		echo "Name another one, for example: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "==> Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "==> Installing jsoftmax and what its tests need (a minute or two, once)"
+	@$(BIN)/python -m pip install -qq --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "==> Installing what the documentation needs (once)"
+	@$(BIN)/python -m pip install -qq --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,18 @@
+"""Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
+
+from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from jsoftmax._cross_entropy import (
+    poly_loss_cross_entropy as poly_loss_cross_entropy,
+    softmax_cross_entropy as softmax_cross_entropy,
+    softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
+    softmax_focal_loss as softmax_focal_loss,
+)
+from jsoftmax._distributions import kl_divergence as kl_divergence, smooth_labels as smooth_labels
+from jsoftmax._options import LogitOptions as LogitOptions, LossOptions as LossOptions
+from jsoftmax._public_statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
+from jsoftmax._sigmoid import (
+    sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
+    sigmoid_focal_loss as sigmoid_focal_loss,
+)
+
+__version__ = "0.1.0"

@@ -1,0 +1,64 @@
+"""What callers may pass. Each message names the argument, what it got and what it needs.
+
+Shapes, dtypes and options are known when a program is traced and raise; the values of traced arrays cannot, and give
+what the numerical contract says.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def float_array(name: str, value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must hold floating-point numbers, got dtype {array.dtype}; convert them first")
+    return array
+
+
+def integer_array(name: str, value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold integer class numbers, got dtype {array.dtype}")
+    return array
+
+
+def bool_array(name: str, value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be boolean (True for what takes part), got dtype {array.dtype}")
+    return array
+
+
+def has_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, but needs {shape}: {meaning}")
+
+
+def scalar_or_rows(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
+    """A number, or one number a row."""
+    array = jnp.asarray(value)
+    if array.shape not in ((), batch):
+        raise ValueError(f"{name} has shape {array.shape}, but needs () or {batch}: one number, or one a row")
+    return array
+
+
+def known(value: Any) -> bool:
+    """Whether the values of `value` can be looked at: not while JAX traces them."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def within(name: str, value: ArrayLike, low: float, high: float) -> None:
+    """Raises for a known number outside [low, high]."""
+    if known(value) and not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
+        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {bounds}, got {value}")
+
+
+def one_of(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,57 @@
+"""Integer labels: which are classes, what a row holds there, and how to set it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def is_class(labels: Array, classes: int) -> Array:
+    """Whether each label is one of the classes. Negative labels are not."""
+    return (labels >= 0) & (labels < classes)
+
+
+def _index(labels: Array, classes: int) -> Array:
+    return jnp.where(is_class(labels, classes), labels, 0)[..., None]
+
+
+def take_label(rows: Array, labels: Array) -> Array:
+    """The labels' entries of `rows` (*batch, classes), as (*batch, 1); those of class 0 where a label is no class."""
+    return jnp.take_along_axis(rows, _index(labels, rows.shape[-1]), axis=-1)
+
+
+def place_label(rows: Array, entries: Array, labels: Array, implementation: str | None) -> Array:
+    """`rows` (*batch, classes) with the labels' entries replaced by `entries` (*batch, 1).
+
+    On a CPU a scatter in place is free and a comparison per element is not; on an accelerator the reverse.
+    """
+    index = _index(labels, rows.shape[-1])
+    if implementation == "cpu":
+        return _scatter(rows, entries, index)
+    if implementation == "accelerator":
+        return _select(rows, entries, index)
+    return lax.platform_dependent(rows, entries, index, cpu=_scatter, default=_select)
+
+
+def _select(rows: Array, entries: Array, index: Array) -> Array:
+    return jnp.where(lax.broadcasted_iota(index.dtype, rows.shape, rows.ndim - 1) == index, entries, rows)
+
+
+@jax.custom_jvp
+def _scatter(rows: Array, entries: Array, index: Array) -> Array:
+    if rows.dtype.itemsize != 2:
+        return _put(rows, entries, index)
+    # XLA scatters 16-bit floats on CPUs through a float32 copy of the whole array; integers it leaves alone.
+    bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.uint16)
+    return lax.bitcast_convert_type(_put(bits(rows), bits(entries), index), rows.dtype)
+
+
+@_scatter.defjvp
+def _scatter_jvp(primals, tangents):
+    rows_dot, entries_dot, _ = tangents
+    return _scatter(*primals), _put(rows_dot, entries_dot, primals[2])
+
+
+def _put(rows: Array, entries: Array, index: Array) -> Array:
+    return jnp.put_along_axis(rows, index, entries, axis=-1, inplace=False)

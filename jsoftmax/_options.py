@@ -1,0 +1,113 @@
+"""The options that softmax losses share, each checked here and nowhere else."""
+
+from typing import TypedDict
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax import _checks
+from jsoftmax._axes import Axis, batch_shape, classes_last, normalize_axes
+from jsoftmax._dtypes import compute_dtype
+from jsoftmax._logits import Transform
+from jsoftmax._probabilities import IMPLEMENTATIONS
+from jsoftmax._rows import Rows
+
+DERIVATIVES = ("vjp", "jvp")
+SMOOTHINGS = ("uniform", "others")
+
+
+class LogitOptions(TypedDict, total=False):
+    """Options of everything that takes logits.
+
+    temperature: divides the logits; a float, a traced scalar or one number a row; differentiable. 0 is the limit in
+        which a row's largest logits share all probability.
+    softcap: bounds the logits beforehand, `softcap * tanh(logits / softcap)`, as Gemma 2 does; differentiable.
+    derivative: "vjp" (the default) has reverse mode and forward over reverse; "jvp" has every mode and order, for the
+        same memory and somewhat more time.
+    implementation: None chooses by the platform the program is compiled for; "cpu" or "accelerator" forces that form.
+    """
+
+    temperature: ArrayLike
+    softcap: ArrayLike | None
+    derivative: str
+    implementation: str | None
+
+
+class LossOptions(LogitOptions, total=False):
+    """Options of softmax losses.
+
+    label_smoothing: the share ε of the target that goes to other classes; a number, traced if need be, or one a row.
+    smoothing: where it goes. "uniform": ε/K to each of the K classes that take part, the label among them (Szegedy et
+        al. 2016; optax, PyTorch). "others": ε/(K − 1) to each class but the label.
+    z_loss: λ of the penalty λ·logsumexp² that keeps logits near normalized (Chowdhery et al. 2022).
+    class_weights: (classes,) factors of the classes' terms in the loss, as in PyTorch; differentiable.
+    ignore_index: rows with this integer label give loss 0 and gradient 0, whatever their logits hold.
+    """
+
+    label_smoothing: ArrayLike
+    smoothing: str
+    z_loss: ArrayLike
+    class_weights: ArrayLike | None
+    ignore_index: int | None
+
+
+def logit_transform(where: Array | None, options: LogitOptions, batch: tuple[int, ...], dtype) -> Transform:
+    """The `Transform` of checked options; what is known to change nothing is left out."""
+    softcap, temperature = options.get("softcap"), options.get("temperature", 1.0)
+    may_freeze = False
+    if softcap is not None:
+        _checks.within("softcap", softcap, float(jnp.finfo(dtype).tiny), float("inf"))
+        softcap = jnp.asarray(softcap, dtype)
+        _checks.has_shape("softcap", softcap, (), "one number")
+    if _checks.known(temperature) and jnp.ndim(temperature) == 0 and float(temperature) == 1.0:
+        temperature = None
+    else:
+        _checks.within("temperature", temperature, 0.0, float("inf"))
+        may_freeze = not _checks.known(temperature) or bool(np.any(np.asarray(temperature) == 0))
+        temperature = _checks.scalar_or_rows("temperature", jnp.asarray(temperature, dtype), batch)
+        temperature = jnp.broadcast_to(temperature, batch)[..., None]
+    return Transform(where, softcap, temperature, may_freeze)
+
+
+def checked_rows(
+    logits: ArrayLike,
+    labels: ArrayLike | None,
+    axis: Axis,
+    where: ArrayLike | None,
+    options: LogitOptions,
+) -> Rows:
+    """Logits, labels and options as the engines take them, classes in the last axis."""
+    logits = _checks.float_array("logits", logits)
+    if logits.ndim == 0:
+        raise ValueError("logits has shape (), but needs at least one dimension: the classes")
+    axes = normalize_axes(axis, logits.ndim)
+    batch = batch_shape(logits.shape, axes)
+    _checks.one_of("derivative", options.get("derivative", "vjp"), DERIVATIVES)
+    _checks.one_of("implementation", options.get("implementation"), (None, *IMPLEMENTATIONS))
+    if labels is not None:
+        labels = _checked_labels(jnp.asarray(labels), logits, axes, batch)
+    if where is not None:
+        where = _checks.bool_array("where", where)
+        if where.ndim != logits.ndim and where.shape == batch:
+            where = jnp.expand_dims(where, axes)
+        try:
+            where = jnp.broadcast_to(where, logits.shape)
+        except ValueError:
+            needs = f"{batch} or what broadcasts to {logits.shape}"
+            raise ValueError(
+                f"where has shape {where.shape}, but needs {needs}: True for a class that takes part"
+            ) from None
+        where = classes_last(where, axes)
+    transform = logit_transform(where, options, batch, compute_dtype(logits.dtype))
+    return Rows(classes_last(logits, axes), labels, transform)
+
+
+def _checked_labels(labels: Array, logits: Array, axes: tuple[int, ...], batch: tuple[int, ...]) -> Array:
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        _checks.has_shape("labels", labels, batch, "one class number for each row of logits")
+        return labels
+    labels = _checks.float_array("labels", labels)
+    _checks.has_shape("labels", labels, logits.shape, "one probability for each logit")
+    return classes_last(labels, axes).astype(compute_dtype(logits.dtype))

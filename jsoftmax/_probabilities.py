@@ -1,0 +1,195 @@
+"""One row of logits at a time: its maximum, the sum of the other exponentials, its probabilities.
+
+Everything is exact in the sense of floating point because the largest logit is kept out of every sum. With m the
+maximum and s = Σ e^(z_j − m) over all *other* classes,
+
+    logsumexp = m + log1p(s)     −log p_j = (m − z_j) + log1p(s)     1 − p_max = s / (1 + s)
+
+have only non-negative terms: nothing cancels, however confident the row.
+
+The state (m, s) is computed in two ways, one for CPUs and one for accelerators; each is the worst choice on the other
+(docs/architecture.md).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+# Exponentials are kept in these units: a row's total stays far from overflow, and the terms of a sum that is itself a
+# normal number do not underflow one by one.
+UNIT = 2.0**60
+IMPLEMENTATIONS = ("cpu", "accelerator")
+
+
+class RowState(NamedTuple):
+    """The two numbers from which everything about a row follows, and logsumexp, each of shape (*batch,)."""
+
+    maximum: Array  # NaN where the row has no distribution, 0 where every class is masked
+    others: Array  # Σ e^(z_j − maximum) over all classes but one of the largest
+    logsumexp: Array  # maximum + log_total; ±∞ where the row has no distribution for that reason
+
+    @property
+    def log_total(self) -> Array:
+        """logsumexp − maximum, ≥ 0."""
+        return jnp.log1p(self.others)
+
+
+class Shares(NamedTuple):
+    """Probabilities p, 1 − p and log p, each right to rounding."""
+
+    p: Array
+    not_p: Array
+    log_p: Array
+
+
+def gap(z: Array, maximum: Array) -> Array:
+    """z − maximum ≤ 0. `minimum` changes no value; it keeps XLA from contracting a product in z into an FMA."""
+    return jnp.minimum(z, maximum) - maximum
+
+
+def exponentials(z: Array, maximum: Array) -> Array:
+    """UNIT · e^(z − maximum) for z ≤ maximum, to an ulp or two, and exactly UNIT at the maximum."""
+    half = _exp_half(z, maximum)
+    return UNIT * half * half
+
+
+def _exp_half(z: Array, maximum: Array) -> Array:
+    """e^((z − maximum) / 2), with the rounding error of the difference put back to first order.
+
+    Without that, the error grows with the difference: 32 ulp at −80.
+    """
+    # −∞ has no rounding error to put back; its stand-in is as far below any maximum as finite numbers go.
+    lowest = maximum / 2 + float(jnp.finfo(z.dtype).min) / 2
+    z = jnp.maximum(jnp.minimum(z, maximum), lowest)
+    difference = z - maximum
+    back = difference - z
+    error = (z - (difference - back)) - (maximum + back)
+    half = jnp.exp(0.5 * difference)
+    return half + half * (0.5 * error)
+
+
+def row_state(z: Array, empty: Array | None, implementation: str | None) -> RowState:
+    """The state of every row of `z` (*batch, classes); `empty` marks rows whose classes are all masked.
+
+    A constant to derivatives: those of `probabilities` account for it.
+    """
+    z = lax.stop_gradient(z)
+    if implementation == "cpu":
+        maximum, others = _blocked_state(z, empty)
+    elif implementation == "accelerator":
+        maximum, others = _reduced_state(z, empty)
+    else:
+        maximum, others = lax.platform_dependent(z, empty, cpu=_blocked_state, default=_reduced_state)
+    defined = _defined(maximum, empty)
+    logsumexp = jnp.where(jnp.isinf(maximum), maximum, defined + jnp.log1p(others))
+    return RowState(defined, others, logsumexp)
+
+
+def _defined(maximum: Array, empty: Array | None) -> Array:
+    """A row that holds +∞, or nothing but −∞, has no distribution; a row of masked classes has an empty one."""
+    defined = jnp.where(jnp.isinf(maximum), jnp.nan, maximum)
+    return defined if empty is None else jnp.where(empty, 0, defined)
+
+
+def _blocked_state(z: Array, empty: Array | None) -> tuple[Array, Array]:
+    """For CPUs: sum everything in blocks, then do the block of the maximum again without it.
+
+    A mask inside the long sum would cost twice as much. The block is found from the sums themselves: if the total is
+    below 2 units, only one block can reach 1; else nothing cancels in total − 1.
+    """
+    classes = z.shape[-1]
+    maximum = jnp.max(z, axis=-1)
+    top = _defined(maximum, empty)[..., None]
+    block_size = min(max(1 << round(math.log2(max(classes, 1)) / 2), 16), 256)
+    if classes <= 4 * block_size:
+        e = exponentials(z, top)
+        largest = _argmax(z)
+        return maximum, jnp.sum(jnp.where(_positions(z, classes) == largest, 0, e), axis=-1) / UNIT
+    window = (1,) * (z.ndim - 1) + (block_size,)
+    padding = ((0, 0),) * (z.ndim - 1) + ((0, -classes % block_size),)
+    zero = np.zeros((), z.dtype)
+    sums = lax.reduce_window(exponentials(z, top), zero, lax.add, window, window, padding)
+    total = jnp.sum(sums, axis=-1)
+    block = _argmax(sums)
+    # The last block may be short: take block_size classes that end with the row and leave out those before it.
+    start = jnp.minimum(block * block_size, classes - block_size)
+    offset = _positions(z, block_size)
+    position = start + offset
+    part = jnp.take_along_axis(z, position, axis=-1)
+    inside = position >= block * block_size
+    largest = _argmax(jnp.where(inside, part, -jnp.inf))
+    keep = inside & (offset != largest)
+    redone = jnp.sum(jnp.where(keep, exponentials(part, top), 0), axis=-1, keepdims=True)
+    others = jnp.sum(jnp.where(_positions(z, sums.shape[-1]) == block, redone, sums), axis=-1)
+    return maximum, jnp.where(total < 2 * UNIT, others, total - UNIT) / UNIT
+
+
+def _argmax(rows: Array) -> Array:
+    return lax.argmax(rows, rows.ndim - 1, jnp.int32)[..., None]
+
+
+def _positions(z: Array, size: int) -> Array:
+    """0, 1, … in the last of `size` places, for every row of z."""
+    return lax.broadcasted_iota(jnp.int32, (*z.shape[:-1], size), z.ndim - 1)
+
+
+def _reduced_state(z: Array, empty: Array | None) -> tuple[Array, Array]:
+    """For accelerators: one pass, reading each logit once. (m, s) merges associatively."""
+    init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
+    maximum, others = lax.reduce((z, jnp.zeros_like(z)), init, _merge, (z.ndim - 1,))
+    return maximum, jnp.where(jnp.isposinf(maximum), jnp.nan, others / UNIT)
+
+
+def _merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The state of two sets of classes taken together."""
+    maximum = jnp.maximum(left[0], right[0])
+    lesser = jnp.where(left[0] == right[0], maximum, jnp.minimum(left[0], right[0]))
+    above = jnp.where(left[0] >= right[0], left[1], right[1])
+    below = jnp.where(left[0] >= right[0], right[1], left[1])
+    # Two classes of −∞ have no difference; relative to 0, each counts for nothing.
+    finite = jnp.where(jnp.isneginf(maximum), 0, maximum)
+    half = _exp_half(lesser, finite)
+    return maximum, above + (UNIT + below) * half * half
+
+
+@jax.custom_jvp
+def probabilities(z: Array, label_z: Array | None, state: RowState) -> tuple[Shares, Shares | None]:
+    """softmax of the rows `z` (*batch, classes) and at their labels' `label_z` (*batch,), given the rows' state.
+
+    `state` is a function of `z` and is not differentiated again.
+    """
+    rows = _shares(z, *(number[..., None] for number in state))
+    return rows, None if label_z is None else _shares(label_z, *state)
+
+
+def _shares(z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
+    del logsumexp
+    p = exponentials(z, maximum) / (UNIT * (1 + others))
+    # A largest class is the only one for which 1 − p would cancel.
+    not_p = jnp.where(z >= maximum, others / (1 + others), 1 - p)
+    return Shares(p, not_p, gap(z, maximum) - jnp.log1p(others))
+
+
+@probabilities.defjvp
+def _probabilities_jvp(primals, tangents):
+    # dlog p_j = dz_j − Σ p_i dz_i and dp_j = p_j · dlog p_j. Both are taken relative to dz at the class that holds
+    # more than half of the row, if there is one, so that its own term vanishes instead of cancelling.
+    z, label_z, state = primals
+    z_dot, label_z_dot, _ = tangents
+    rows, label = probabilities(z, label_z, state)
+    at_peak = jnp.sum(jnp.where(z >= state.maximum[..., None], z_dot, 0), axis=-1)
+    reference = jnp.where(state.others < 1, at_peak, 0)
+    relative = z_dot - reference[..., None]
+    mean = jnp.sum(rows.p * relative, axis=-1)
+    rows_dot = _shares_dot(rows, relative - mean[..., None])
+    label_dot = None if label is None else _shares_dot(label, label_z_dot - reference - mean)
+    return (rows, label), (rows_dot, label_dot)
+
+
+def _shares_dot(shares: Shares, log_p_dot: Array) -> Shares:
+    p_dot = shares.p * log_p_dot
+    return Shares(p_dot, -p_dot, log_p_dot)

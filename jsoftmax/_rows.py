@@ -1,0 +1,80 @@
+"""A batch of rows as the engines take it: logits, labels and everything that acts on them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax._dtypes import compute_dtype
+from jsoftmax._labels import is_class, take_label
+from jsoftmax._logits import Transform, transform_logits
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "labels", "transform", "class_weights", "active"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of logits (*batch, classes) and their labels: (*batch,) integers, or (*batch, classes) floats."""
+
+    logits: Array
+    labels: Array | None = None
+    transform: Transform = dataclasses.field(default_factory=Transform)
+    class_weights: Array | None = None  # (classes,); they enter mean_log_prob
+    active: Array | None = None  # (*batch,): rows that take part; the others' gradients are exactly 0
+
+    @property
+    def integer_labels(self) -> Array | None:
+        return self.labels if self.labels is not None and jnp.issubdtype(self.labels.dtype, jnp.integer) else None
+
+    @property
+    def dense_labels(self) -> Array | None:
+        return None if self.integer_labels is not None else self.labels
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """In which the rows are computed."""
+        return compute_dtype(self.logits.dtype)
+
+    def z(self) -> Array:
+        """The logits that enter softmax."""
+        return transform_logits(self.logits, self.transform)
+
+    def empty(self) -> Array | None:
+        """Rows whose classes are all masked by `where`; None without a mask."""
+        where = self._where()
+        return None if where is None else ~jnp.any(where, axis=-1)
+
+    def label_z(self, labels: Array) -> Array:
+        """z at the labels, (*batch,); NaN where the label is no class."""
+        if self.transform.may_freeze:  # needs the row's maximum, so that the label's column alone will not do
+            z = take_label(self.z(), labels)
+        else:
+            where = self._where()
+            at_label = None if where is None else take_label(where, labels)
+            z = transform_logits(take_label(self.logits, labels), dataclasses.replace(self.transform, where=at_label))
+        return jnp.where(self.is_class(labels), z[..., 0], jnp.nan)
+
+    def is_class(self, labels: Array) -> Array:
+        return is_class(labels, self.logits.shape[-1])
+
+    def class_count(self, z: Array) -> Array:
+        """The number of classes that take part, at least 1. A logit of −∞ is a mask as `where` is."""
+        return jnp.maximum(jnp.sum(z > -jnp.inf, axis=-1, dtype=z.dtype), 1)
+
+    def mean_weights(self, z: Array) -> tuple[Array, Array]:
+        """w_j / K with K the number of classes that take part, 0 for a masked class; and the sum of that."""
+        allowed = z > -jnp.inf
+        count = self.class_count(z)
+        if self.class_weights is None:
+            return jnp.where(allowed, 1 / count[..., None], 0), jnp.ones_like(count)
+        share = jnp.where(allowed, jnp.broadcast_to(self.class_weights, z.shape), 0) / count[..., None]
+        return share, jnp.sum(share, axis=-1)
+
+    def _where(self) -> Array | None:
+        where = self.transform.where
+        return None if where is None else jnp.broadcast_to(where, self.logits.shape)
