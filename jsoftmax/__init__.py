@@ -8,6 +8,9 @@ from jsoftmax._cross_entropy import (
     softmax_focal_loss as softmax_focal_loss,
 )
 from jsoftmax._distributions import kl_divergence as kl_divergence, smooth_labels as smooth_labels
+from jsoftmax._linear import default_block_size as default_block_size
+from jsoftmax._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from jsoftmax._linear import linear_softmax_statistics as linear_softmax_statistics
 from jsoftmax._options import LogitOptions as LogitOptions, LossOptions as LossOptions
 from jsoftmax._public_statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
 from jsoftmax._sigmoid import (

@@ -1,6 +1,5 @@
 """softmax, log_softmax and logsumexp."""
 
-
 import jax
 import jax.numpy as jnp
 from jax import Array

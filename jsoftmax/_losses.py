@@ -58,15 +58,17 @@ def row_losses(
     labels: ArrayLike,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    active: Array | None = None,
     **options: Unpack[LossOptions],
 ) -> Array:
-    """Check everything, then the loss of every row."""
+    """Check everything, then the loss of every row; 0, with gradient 0, for rows that are not `active`."""
     rows = checked_rows(logits, labels, axis, where, options)
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}; a loss needs one")
     terms, class_weights = _checked_terms(rows, options)
     config = Config((), options.get("implementation"), options.get("derivative", "vjp"))
-    return _row_losses(row_loss, dataclasses.replace(rows, class_weights=class_weights), terms, config)
+    rows = dataclasses.replace(rows, class_weights=class_weights, active=active)
+    return _row_losses(row_loss, rows, terms, config)
 
 
 def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | None]:
