@@ -1,6 +1,7 @@
 """Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
 
 from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from jsoftmax._blockwise import blockwise as blockwise
 from jsoftmax._cross_entropy import (
     poly_loss_cross_entropy as poly_loss_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
@@ -8,9 +9,11 @@ from jsoftmax._cross_entropy import (
     softmax_focal_loss as softmax_focal_loss,
 )
 from jsoftmax._distributions import kl_divergence as kl_divergence, smooth_labels as smooth_labels
-from jsoftmax._linear import default_block_size as default_block_size
-from jsoftmax._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
-from jsoftmax._linear import linear_softmax_statistics as linear_softmax_statistics
+from jsoftmax._linear import (
+    default_block_size as default_block_size,
+    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
+    linear_softmax_statistics as linear_softmax_statistics,
+)
 from jsoftmax._options import LogitOptions as LogitOptions, LossOptions as LossOptions
 from jsoftmax._public_statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
 from jsoftmax._sigmoid import (

@@ -7,6 +7,7 @@ what the numerical contract says.
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -50,6 +51,11 @@ def scalar_or_rows(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array
 def known(value: Any) -> bool:
     """Whether the values of `value` can be looked at: not while JAX traces them."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def is_known(value: Any, number: float) -> bool:
+    """Whether `value` is a single number whose value is known, and is `number`."""
+    return known(value) and np.ndim(value) == 0 and bool(np.asarray(value) == number)
 
 
 def within(name: str, value: ArrayLike, low: float, high: float) -> None:

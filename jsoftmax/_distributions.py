@@ -37,6 +37,7 @@ def kl_divergence(
 
     Example:
         >>> import jax.numpy as jnp, jsoftmax
+        >>> jnp.set_printoptions(precision=4)
         >>> print(jsoftmax.kl_divergence(jnp.log(jnp.array([0.5, 0.5])), jnp.array([1.0, 0.0])))
         0.6931472
 
@@ -80,6 +81,7 @@ def smooth_labels(labels: ArrayLike, alpha: ArrayLike, *, axis: Axis = -1, where
 
     Example:
         >>> import jax.numpy as jnp, jsoftmax
+        >>> jnp.set_printoptions(precision=4)
         >>> print(jsoftmax.smooth_labels(jnp.array([0.0, 1.0]), 0.1))
         [0.05 0.95]
 

@@ -5,7 +5,7 @@ No option is known here. A block is the dense loss on one block of logits; `Bloc
 
 import dataclasses
 import functools
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -148,10 +148,11 @@ def linear_softmax_cross_entropy(
 
     Example:
         >>> import jax, jax.numpy as jnp, jsoftmax
+        >>> jnp.set_printoptions(precision=4)
         >>> features, kernel = jnp.ones((6, 4)), jnp.eye(4, 10)
         >>> loss = jsoftmax.linear_softmax_cross_entropy(features, kernel, jnp.arange(6), block_size=4)
-        >>> print(loss)
-        2.1556556
+        >>> print(f"{loss:.4f}")
+        2.1591
 
     References:
         Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models*, 2024;
@@ -159,16 +160,17 @@ def linear_softmax_cross_entropy(
     """
     _checks.one_of("reduction", reduction, REDUCTIONS)
     params, rows, known = _checked(features, kernel, labels, bias, where, kernel_transposed, options)
-    batch, labels, dtype = jnp.shape(labels), rows["labels"], compute_dtype(rows["features"].dtype)
+    batch, dtype = jnp.shape(labels), compute_dtype(rows["features"].dtype)
     if weights is not None:
         weights = _checks.float_array("weights", weights).astype(dtype)
         _checks.has_shape("weights", weights, batch, "one factor for each row of features")
         rows["weights"], rows["active"] = weights.reshape(-1), weights.reshape(-1) != 0
-    if options.get("ignore_index") is not None:
-        counted = labels != options["ignore_index"]
+    ignore_index = options.get("ignore_index")
+    if ignore_index is not None:
+        counted = rows["labels"] != ignore_index
         rows["active"] = counted if rows["active"] is None else rows["active"] & counted
     if reduction == "mean":
-        share = jnp.ones(labels.shape, dtype) if rows["weights"] is None else rows["weights"]
+        share = jnp.ones(rows["labels"].shape, dtype) if rows["weights"] is None else rows["weights"]
         share = share if rows["active"] is None else jnp.where(rows["active"], share, 0)
         total = jnp.sum(share)
         rows["weights"] = share / jnp.where(total == 0, 1, total)
@@ -215,9 +217,10 @@ def linear_softmax_statistics(
 
     Example:
         >>> import jax.numpy as jnp, jsoftmax
+        >>> jnp.set_printoptions(precision=4)
         >>> statistics = jsoftmax.linear_softmax_statistics(jnp.ones((2, 3)), jnp.eye(3, 4), jnp.array([0, 3]))
         >>> print(statistics.log_prob, statistics.argmax)
-        [-1.2142311 -2.2142313] [0 0]
+        [-1.2143 -2.2143] [0 0]
     """
     params, rows, known = _checked(features, kernel, labels, bias, where, kernel_transposed, options)
     out = _in_blocks("statistics", params, rows, known, kernel_transposed, block_size)

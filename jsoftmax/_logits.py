@@ -8,6 +8,7 @@ A logit of −∞ is a mask too and stays −∞ under any cap and temperature. 
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,10 @@ from jsoftmax._dtypes import compute_dtype
 class Transform:
     """The options that act on logits. None means unused; `where` apart, each can be differentiated."""
 
-    where: Array | None = None  # (*batch, classes) or (classes,), True for a class that takes part
-    softcap: Array | None = None  # a scalar
-    temperature: Array | None = None  # (*batch, 1) or a scalar
+    # Any: JAX puts its own objects in the leaves' places when it handles trees.
+    where: Any = None  # (*batch, classes) or (classes,), True for a class that takes part
+    softcap: Any = None  # a scalar
+    temperature: Any = None  # (*batch, 1) or a scalar
     may_freeze: bool = False  # whether the temperature may turn out to be 0
 
     @property

@@ -10,7 +10,7 @@ with ε the label smoothing, w the class weights and λ the z-loss. Rows that ar
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ RowLoss = Callable[[Array], Array]  # log p_y to loss; a pytree if it has parame
 class Terms:
     """What is added to the bare loss; None means nothing."""
 
-    label_smoothing: Array | None
-    z_loss: Array | None
+    label_smoothing: Any
+    z_loss: Any
     smoothing: str
     ignore_index: int | None
 
@@ -83,8 +83,10 @@ def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | Non
     for name, high in (("label_smoothing", 1.0), ("z_loss", float("inf"))):
         value = options.get(name, 0.0)
         _checks.within(name, value, 0.0, high)
-        unused = _checks.known(value) and jnp.ndim(value) == 0 and float(value) == 0
-        numbers[name] = None if unused else _checks.scalar_or_rows(name, jnp.asarray(value, rows.dtype), batch)
+        if _checks.is_known(value, 0.0):
+            numbers[name] = None
+        else:
+            numbers[name] = _checks.scalar_or_rows(name, jnp.asarray(value, rows.dtype), batch)
     class_weights = options.get("class_weights")
     if class_weights is not None:
         class_weights = _checks.float_array("class_weights", class_weights).astype(rows.dtype)

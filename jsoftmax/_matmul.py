@@ -49,11 +49,8 @@ def _project_bwd(transposed: bool, residuals, logits_bar: Array):
     dtype = jnp.float32 if features.dtype == jnp.float16 else features.dtype
     h, dz, w = features.astype(dtype), logits_bar.astype(dtype), kernel.astype(features.dtype).astype(dtype)
     features_bar = _dot(dz, w, 1, 0 if transposed else 1)
-    if transposed:
-        kernel_bar = _dot(dz, h, 0, 0)
-    else:
-        # The barrier makes the small transpose a copy of its own; inside the product it costs half the speed.
-        kernel_bar = _dot(lax.optimization_barrier(h.T), dz, 1, 0)
+    # The barrier makes the small transpose a copy of its own; inside the product it costs half the speed.
+    kernel_bar = _dot(dz, h, 0, 0) if transposed else _dot(lax.optimization_barrier(h.T), dz, 1, 0)
     return features_bar.astype(features.dtype), kernel_bar.astype(kernel.dtype)
 
 

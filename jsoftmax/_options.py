@@ -61,7 +61,7 @@ def logit_transform(where: Array | None, options: LogitOptions, batch: tuple[int
         _checks.within("softcap", softcap, float(jnp.finfo(dtype).tiny), float("inf"))
         softcap = jnp.asarray(softcap, dtype)
         _checks.has_shape("softcap", softcap, (), "one number")
-    if _checks.known(temperature) and jnp.ndim(temperature) == 0 and float(temperature) == 1.0:
+    if _checks.is_known(temperature, 1.0):
         temperature = None
     else:
         _checks.within("temperature", temperature, 0.0, float("inf"))

@@ -65,9 +65,10 @@ def softmax_statistics(
 
     Example:
         >>> import jax.numpy as jnp, jsoftmax
+        >>> jnp.set_printoptions(precision=4)
         >>> s = jsoftmax.softmax_statistics(jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.array([0, 1]))
         >>> print(s.log_prob, s.entropy, s.argmax)
-        [-0.6931472 -3.0485873] [0.6931472  0.19086266] [0 0]
+        [-0.6931 -3.0486] [0.6931 0.1909] [0 0]
     """
     rows = checked_rows(logits, labels, axis, where, options)
     if rows.logits.shape[-1] == 0:

@@ -4,6 +4,8 @@
 serialize. So this is a primitive of its own: the identity on a mask of idle rows, for which checkify alone has a rule.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 from jax._src import checkify as _checkify  # rules of checkify have no public registry
@@ -49,7 +51,8 @@ def _check(*arguments, message):
         bad = bad & ~idle
         row = jnp.argmax(bad)
         failure = _checkify.FailedCheckError(_checkify.get_traceback(), message, row=row, shown=shown.ravel()[row])
-        error = _checkify.assert_func(*context, error, jnp.any(bad), failure)
+        add: Any = _checkify.assert_func
+        error = add(*context, error, jnp.any(bad), failure)
     return error, idle
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +22,19 @@ from jsoftmax._logits import Transform, transform_logits
 class Rows:
     """Rows of logits (*batch, classes) and their labels: (*batch,) integers, or (*batch, classes) floats."""
 
-    logits: Array
-    labels: Array | None = None
-    transform: Transform = dataclasses.field(default_factory=Transform)
-    class_weights: Array | None = None  # (classes,); they enter mean_log_prob
-    active: Array | None = None  # (*batch,): rows that take part; the others' gradients are exactly 0
+    # Any: JAX puts its own objects in the leaves' places when it handles trees.
+    logits: Any
+    labels: Any = None
+    transform: Any = dataclasses.field(default_factory=Transform)
+    class_weights: Any = None  # (classes,); they enter mean_log_prob
+    active: Any = None  # (*batch,): rows that take part; the others' gradients are exactly 0
 
     @property
-    def integer_labels(self) -> Array | None:
+    def integer_labels(self) -> Any:
         return self.labels if self.labels is not None and jnp.issubdtype(self.labels.dtype, jnp.integer) else None
 
     @property
-    def dense_labels(self) -> Array | None:
+    def dense_labels(self) -> Any:
         return None if self.integer_labels is not None else self.labels
 
     @property

@@ -16,7 +16,7 @@ modes and, through `probabilities`, all higher orders.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,11 @@ from jsoftmax._rows import Rows
 class RowStatistics(NamedTuple):
     """What the engines give to the losses, each (*batch,); None for what was not asked for."""
 
-    logsumexp: Array | None = None
-    log_prob: Array | None = None
-    mean_log_prob: Array | None = None
-    entropy: Array | None = None
-    argmax: Array | None = None
+    logsumexp: Any = None
+    log_prob: Any = None
+    mean_log_prob: Any = None
+    entropy: Any = None
+    argmax: Any = None
 
 
 DIFFERENTIABLE = RowStatistics._fields[:4]
@@ -116,7 +116,8 @@ def _reverse_mode_fwd(config: Config, rows: Rows):
 
 
 def _reverse_mode_bwd(config: Config, residuals, cotangent: RowStatistics):
-    return (_pull_back(config, *residuals, cotangent),)
+    rows, state, entropy = residuals
+    return (_pull_back(config, rows, state, entropy, cotangent),)
 
 
 _reverse_mode.defvjp(_reverse_mode_fwd, _reverse_mode_bwd)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -80,8 +81,8 @@ def check_gradients(
     - JAX's autodiff of the textbook formula in float64;
     - fourth-order central differences of the loss itself in float64, at 64 entries.
 
-    Each is taken at the given logits as they are stored, on the CPU; an error counts as far as it exceeds the answer's own
-    uncertainty.
+    Each is taken at the given logits as they are stored, on the CPU; an error counts as far as it exceeds the answer's
+    own uncertainty.
 
     Args:
         loss: a function of logits and labels, one number a row or in all.
@@ -140,12 +141,9 @@ def compare_gradient(gradient: Array, answers: Answers, *, max_ulps: float, rela
 
 
 def float64() -> Any:
-    """float64 for the length of a with statement, under the name it has in this release of JAX."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64
-
-    return enable_x64()
+    """float64 for the length of a with statement, by the name that it has in this release of JAX."""
+    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return home.enable_x64(True)
 
 
 def _closed_form(z: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""The demo in examples/digits.py."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+PATH = Path(__file__).parent.parent / "examples" / "digits.py"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    # Loaded by its path: examples are no package.
+    specification = importlib.util.spec_from_file_location("digits", PATH)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_split_is_stratified_and_fixed_by_the_seed(digits):
+    data, held_out = digits.load(seed=0)
+    assert len(data.labels) + len(held_out.labels) == 1797
+    whole = np.bincount(np.concatenate([data.labels, held_out.labels]))
+    # Stratified: no class is further than one digit from its quarter.
+    assert np.all(np.abs(np.bincount(held_out.labels) - whole / 4) <= 1)
+    for part, again in zip((data, held_out), digits.load(seed=0), strict=True):
+        np.testing.assert_array_equal(part.images, again.images)
+        np.testing.assert_array_equal(part.labels, again.labels)
+
+
+def test_shift_moves_each_image_by_at_most_one_pixel(digits):
+    images = np.zeros((200, 8, 8, 1), np.float32)
+    images[:, 4, 4] = 1
+    moved = np.asarray(digits.shift(images, jax.random.key(0)))
+    _, rows, columns, _ = np.nonzero(moved)
+    assert len(rows) == 200
+    # 200 draws leave none of 9 places out but with odds of 9 (8/9)^200, 5e-10.
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
+
+
+def test_expected_calibration_error(digits):
+    # Two bins of two rows each: confidence 0.9 and half right, confidence 0.3 and half right.
+    confidence, right = np.array([0.9, 0.9, 0.3, 0.3]), np.array([True, False, True, False])
+    error = digits.expected_calibration_error(confidence, right)
+    np.testing.assert_allclose(error, 0.5 * 0.4 + 0.5 * 0.2, rtol=1e-15)
+    assert digits.expected_calibration_error(np.ones(3), np.ones(3, bool)) == 0
+
+
+@pytest.mark.slow
+def test_demo_learns_to_read_digits(digits, tmp_path, monkeypatch, capsys):
+    scores = {}
+    monkeypatch.setattr(digits, "print_scores", lambda console, given: scores.update(given))
+    figure = tmp_path / "made" / "digits.png"
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(figure)])
+    # optax raises a float to the power of its integer step count.
+    with jax.numpy_dtype_promotion("standard"):
+        digits.main()
+    assert scores["held out"].accuracy >= 0.97
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert str(figure) in capsys.readouterr().out
