@@ -97,8 +97,8 @@ class Blocks:
 
     def apply(self, params: Tree, rows: Tree) -> Tree:
         params, rows = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, rows)
-        results = jax.eval_shape(functools.partial(self.evaluate_block, params), rows)
         count = _row_count(rows)
+        results = jax.eval_shape(self.evaluate_block, params, rows)
         for result in jax.tree.leaves(results):
             if result.shape and result.shape[0] != count:
                 raise ValueError(
@@ -218,8 +218,8 @@ def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array]) 
 def _as(bars: Tree, primals: Tree, scale: Array | None = None) -> Tree:
     """Cotangents in the dtypes of what they belong to."""
 
-    def cast(primal: Array, bar: Array | None) -> Array | None:
-        if bar is None:
+    def cast(primal: Array | None, bar: Array | None) -> Array | None:
+        if primal is None or bar is None:
             return None
         return (bar if scale is None else bar * scale.astype(bar.dtype)).astype(primal.dtype)
 

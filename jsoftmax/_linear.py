@@ -76,7 +76,7 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options) 
     batch, width = features.shape[:-1], features.shape[-1]
     classes = kernel.shape[0 if kernel_transposed else 1]
     needs = (classes, width) if kernel_transposed else (width, classes)
-    meaning = "(classes, features)" if kernel_transposed else "(features, classes); kernel_transposed=True for tied"
+    meaning = "(classes, features)" if kernel_transposed else "(features, classes); kernel_transposed=True if it is the other way round"
     _checks.has_shape("kernel", kernel, needs, meaning)
     _checks.has_shape("labels", labels, batch, "one class number for each row of features")
     if classes == 0:
