@@ -75,9 +75,8 @@ def table(rows: list[Row]) -> str:
             group = (row.subject, row.shape, row.dtype)
             lines += ["", f"{row.subject}, {row.shape}, {row.dtype}", head]
         error = "" if row.error is None else f"{row.error:.1e}"
-        lines.append(
-            f"  {row.program:<30}{row.median_ms:>11.2f}{row.spread_ms:>9.2f}{row.ratio:>8.2f}{row.temp_mb:>10.1f}{error:>10}"
-        )
+        times = f"{row.median_ms:>11.2f}{row.spread_ms:>9.2f}{row.ratio:>8.2f}"
+        lines.append(f"  {row.program:<30}{times}{row.temp_mb:>10.1f}{error:>10}")
     return "\n".join(lines)
 
 

@@ -21,7 +21,9 @@ def unfused(features, kernel, labels):
 
 def _tokamax() -> Callable:
     api = importlib.import_module("tokamax")
-    return lambda features, kernel, labels: api.linear_softmax_cross_entropy_loss(features, labels, kernel)
+    return lambda features, kernel, labels: api.linear_softmax_cross_entropy_loss(
+        features, labels, kernel, reduction="mean"
+    )
 
 
 def _jax_cce() -> Callable:

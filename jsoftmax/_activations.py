@@ -140,8 +140,7 @@ def _activation(field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | No
 
 @jax.jit
 def _shares(rows: Rows) -> Shares:
-    z = rows.z()
-    return probabilities(z, None, row_state(z, rows.empty(), None))[0]
+    return probabilities(rows.z(), None, row_state(rows, None))[0]
 
 
 @jax.jit

@@ -4,6 +4,7 @@ Shapes, dtypes and options are known when a program is traced and raise; the val
 what the numerical contract says.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,6 +52,13 @@ def scalar_or_rows(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array
 def known(value: Any) -> bool:
     """Whether the values of `value` can be looked at: not while JAX traces them."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def only_options(options: Mapping[str, Any], known: type) -> None:
+    """Raises for a name that is no key of the TypedDict `known`, as a function would for an unknown keyword."""
+    for name in options:
+        if name not in known.__annotations__:
+            raise TypeError(f"got an unknown option {name!r}; the options are {', '.join(known.__annotations__)}")
 
 
 def is_known(value: Any, number: float) -> bool:

@@ -130,7 +130,7 @@ class Focal:
         # Where nothing is missing the power is a constant, and its derivative must not be infinity times 0.
         some = missing > 0
         power = jnp.where(some, jnp.where(some, missing, 1) ** self.gamma, jnp.where(self.gamma == 0, 1.0, 0.0))
-        return power * -log_prob
+        return power * (0.0 - log_prob)
 
 
 def softmax_focal_loss(
@@ -188,7 +188,7 @@ class Poly:
     epsilon: Any
 
     def __call__(self, log_prob: Array) -> Array:
-        return -log_prob - self.epsilon * jnp.expm1(log_prob)
+        return 0.0 - log_prob - self.epsilon * jnp.expm1(log_prob)
 
 
 def poly_loss_cross_entropy(

@@ -12,13 +12,14 @@ def is_class(labels: Array, classes: int) -> Array:
     return (labels >= 0) & (labels < classes)
 
 
-def _index(labels: Array, classes: int) -> Array:
+def label_index(labels: Array, classes: int) -> Array:
+    """The labels as indices of a class axis, (*batch, 1); 0 where a label is no class."""
     return jnp.where(is_class(labels, classes), labels, 0)[..., None]
 
 
 def take_label(rows: Array, labels: Array) -> Array:
     """The labels' entries of `rows` (*batch, classes), as (*batch, 1); those of class 0 where a label is no class."""
-    return jnp.take_along_axis(rows, _index(labels, rows.shape[-1]), axis=-1)
+    return jnp.take_along_axis(rows, label_index(labels, rows.shape[-1]), axis=-1)
 
 
 def place_label(rows: Array, entries: Array, labels: Array, implementation: str | None) -> Array:
@@ -26,7 +27,7 @@ def place_label(rows: Array, entries: Array, labels: Array, implementation: str 
 
     On a CPU a scatter in place is free and a comparison per element is not; on an accelerator the reverse.
     """
-    index = _index(labels, rows.shape[-1])
+    index = label_index(labels, rows.shape[-1])
     if implementation == "cpu":
         return _scatter(rows, entries, index)
     if implementation == "accelerator":
@@ -54,4 +55,7 @@ def _scatter_jvp(primals, tangents):
 
 
 def _put(rows: Array, entries: Array, index: Array) -> Array:
-    return jnp.put_along_axis(rows, index, entries, axis=-1, inplace=False)
+    # Flat, because only so can a scatter be told that no entry is set twice, which its transpose needs.
+    flat = rows.reshape(-1, rows.shape[-1])
+    at = flat.at[jnp.arange(flat.shape[0]), index.reshape(-1)]
+    return at.set(entries.reshape(-1), unique_indices=True, mode="promise_in_bounds").reshape(rows.shape)

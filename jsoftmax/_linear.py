@@ -54,7 +54,9 @@ class _Block:
         where = None if params["where"] is None else jnp.broadcast_to(params["where"], logits.shape)
         if self.compute == "statistics":
             return softmax_statistics(logits, rows["labels"], where=where, **options)
-        losses = row_losses(CrossEntropy(), logits, rows["labels"], where=where, active=active, **options)
+        losses = row_losses(
+            CrossEntropy(), logits, rows["labels"], where=where, active=active, numbers=rows["numbers"], **options
+        )
         if rows["weights"] is not None:
             losses = losses * rows["weights"]
         return jnp.sum(losses) if self.compute == "sum" else losses
@@ -65,8 +67,9 @@ def _run(blocks: Blocks, params: dict, rows: dict) -> Any:
     return blocks.apply(params, rows)
 
 
-def _checked(features, kernel, labels, bias, where, kernel_transposed, options) -> tuple[dict, dict, dict]:
+def _checked(features, kernel, labels, bias, where, kernel_transposed, options, names) -> tuple[dict, dict, dict]:
     """Parameters and rows for `_Block`, and the options whose values are known."""
+    _checks.only_options(options, names)
     features, kernel = _checks.float_array("features", features), _checks.float_array("kernel", kernel)
     labels = _checks.integer_array("labels", labels)
     if features.ndim == 0 or kernel.ndim != 2:
@@ -76,7 +79,11 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options) 
     batch, width = features.shape[:-1], features.shape[-1]
     classes = kernel.shape[0 if kernel_transposed else 1]
     needs = (classes, width) if kernel_transposed else (width, classes)
-    meaning = "(classes, features)" if kernel_transposed else "(features, classes); kernel_transposed=True if it is the other way round"
+    meaning = (
+        "(classes, features)"
+        if kernel_transposed
+        else "(features, classes); kernel_transposed=True if it is the other way round"
+    )
     _checks.has_shape("kernel", kernel, needs, meaning)
     _checks.has_shape("labels", labels, batch, "one class number for each row of features")
     if classes == 0:
@@ -97,7 +104,8 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options) 
             each[name] = _checks.scalar_or_rows(name, value, batch).reshape(-1)
     params = {"kernel": kernel, "bias": bias, "where": where, "options": shared}
     rows = {"features": features.reshape(-1, width), "labels": labels.reshape(-1), "options": each}
-    return params, {**rows, "active": None, "weights": None}, known
+    numbers = jnp.arange(rows["labels"].shape[0])
+    return params, {**rows, "active": None, "weights": None, "numbers": numbers}, known
 
 
 def linear_softmax_cross_entropy(
@@ -143,8 +151,8 @@ def linear_softmax_cross_entropy(
 
     Derivatives: with respect to features, kernel, bias, weights and every differentiable option; reverse mode and
     forward over reverse, every mode with `derivative="jvp"`. Memory beyond the results: one block of logits and a
-    float32 copy of the kernel's gradient. Products take the features' dtype and add up in float32. Multiply a float16
-    loss by its scale through `weights`: its gradients are formed before the backward pass can scale them.
+    float32 copy of the kernel's gradient. Products take the features' dtype and add up in float32. Gradients are formed
+    before a backward pass could scale them: put the loss scale of float16 into `weights`, with `reduction="sum"`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jsoftmax
@@ -159,7 +167,7 @@ def linear_softmax_cross_entropy(
         Hsu et al., *Liger Kernel*, 2024 (gradients in the forward pass).
     """
     _checks.one_of("reduction", reduction, REDUCTIONS)
-    params, rows, known = _checked(features, kernel, labels, bias, where, kernel_transposed, options)
+    params, rows, known = _checked(features, kernel, labels, bias, where, kernel_transposed, options, LossOptions)
     batch, dtype = jnp.shape(labels), compute_dtype(rows["features"].dtype)
     if weights is not None:
         weights = _checks.float_array("weights", weights).astype(dtype)
@@ -222,7 +230,7 @@ def linear_softmax_statistics(
         >>> print(statistics.log_prob, statistics.argmax)
         [-1.2143 -2.2143] [0 0]
     """
-    params, rows, known = _checked(features, kernel, labels, bias, where, kernel_transposed, options)
+    params, rows, known = _checked(features, kernel, labels, bias, where, kernel_transposed, options, LogitOptions)
     out = _in_blocks("statistics", params, rows, known, kernel_transposed, block_size)
     return SoftmaxStatistics(*(number.reshape(jnp.shape(labels)) for number in out))
 

@@ -64,9 +64,10 @@ def _divide(z: Array, temperature: Array, warmest: Array | None) -> Array:
     if warmest is None:
         return z / temperature
     frozen = temperature == 0
-    # (z − max) / tiny is 0 at the maximum and vast or −∞ elsewhere: the limit without a select per element.
+    # (z − max) / tiny / tiny is 0 at the maximum and −∞ elsewhere: the limit without a select per element.
     tiny = jnp.finfo(z.dtype).tiny
-    return (z - jnp.where(frozen, warmest, 0)) / jnp.where(frozen, tiny, temperature)
+    cooled = (z - jnp.where(frozen, warmest, 0)) / jnp.where(frozen, tiny, temperature)
+    return cooled / jnp.where(frozen, tiny, 1)
 
 
 @_divide.defjvp

@@ -49,7 +49,7 @@ class CrossEntropy:
     """−log p_y."""
 
     def __call__(self, log_prob: Array) -> Array:
-        return -log_prob
+        return 0.0 - log_prob  # −(+0) would be −0
 
 
 def row_losses(
@@ -59,16 +59,21 @@ def row_losses(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     active: Array | None = None,
+    numbers: Array | None = None,
     **options: Unpack[LossOptions],
 ) -> Array:
-    """Check everything, then the loss of every row; 0, with gradient 0, for rows that are not `active`."""
+    """Check everything, then the loss of every row.
+
+    Rows that are not `active` give 0 with gradient 0. `numbers` are the rows' own, for reports.
+    """
+    _checks.only_options(options, LossOptions)
     rows = checked_rows(logits, labels, axis, where, options)
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}; a loss needs one")
     terms, class_weights = _checked_terms(rows, options)
     config = Config((), options.get("implementation"), options.get("derivative", "vjp"))
     rows = dataclasses.replace(rows, class_weights=class_weights, active=active)
-    return _row_losses(row_loss, rows, terms, config)
+    return _row_losses(row_loss, rows, terms, numbers, config)
 
 
 def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | None]:
@@ -95,12 +100,12 @@ def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | Non
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _row_losses(row_loss: RowLoss, rows: Rows, terms: Terms, config: Config) -> Array:
+def _row_losses(row_loss: RowLoss, rows: Rows, terms: Terms, numbers: Array | None, config: Config) -> Array:
     idle = jnp.zeros(rows.logits.shape[:-1], bool) if rows.active is None else ~rows.active
     if terms.ignore_index is not None:
         idle |= rows.labels == terms.ignore_index
         rows = dataclasses.replace(rows, labels=jnp.where(idle, 0, rows.labels), active=~idle)
-    idle = report_values(rows.logits, rows.integer_labels, idle)
+    idle = report_values(rows, idle, numbers)
     empty = rows.empty()
     want = ["log_prob"]
     want += ["mean_log_prob"] if terms.label_smoothing is not None else []
@@ -139,11 +144,10 @@ def _silence(statistics: RowStatistics, idle: Array) -> RowStatistics:
 
 def _dense_losses(row_loss: RowLoss, rows: Rows, config: Config) -> Array:
     """Σ_j y_j f(log p_j), where a class that the label leaves out counts nothing."""
-    z, unused = rows.z(), rows.dense_labels == 0
-    empty = rows.empty()
+    unused, empty = rows.dense_labels == 0, rows.empty()
     if empty is not None:
         unused |= empty[..., None]
-    shares, _ = probabilities(z, None, row_state(z, empty, config.implementation))
+    shares, _ = probabilities(rows.z(), None, row_state(rows, config.implementation))
     # The inner select keeps the derivative at a mask's −∞ finite.
     each = row_loss(jnp.where(unused, 0, shares.log_p))
     return jnp.sum(jnp.where(unused, 0, rows.dense_labels * each), axis=-1)

@@ -11,13 +11,14 @@ The state (m, s) is computed in two ways, one for CPUs and one for accelerators;
 (docs/architecture.md).
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from jsoftmax._rows import Rows
 
 # Exponentials are kept in these units: a row's total stays far from overflow, and the terms of a sum that is itself a
 # normal number do not underflow one by one.
@@ -53,37 +54,37 @@ def gap(z: Array, maximum: Array) -> Array:
 
 def exponentials(z: Array, maximum: Array) -> Array:
     """UNIT · e^(z − maximum) for z ≤ maximum, to an ulp or two, and exactly UNIT at the maximum."""
-    half = _exp_half(z, maximum)
-    return UNIT * half * half
+    half, error = _exp_half(z, maximum)
+    return UNIT * half * (half + half * error)
 
 
-def _exp_half(z: Array, maximum: Array) -> Array:
-    """e^((z − maximum) / 2), with the rounding error of the difference put back to first order.
+def _exp_half(z: Array, maximum: Array) -> tuple[Array, Array]:
+    """e^(d / 2) for d = z − maximum as rounded, and the rounding error of d, to be put back to first order.
 
     Without that, the error grows with the difference: 32 ulp at −80.
     """
-    # −∞ has no rounding error to put back; its stand-in is as far below any maximum as finite numbers go.
+    # −∞ has no rounding error to put back; its stand-in is as far below any maximum as finite numbers go. Whatever
+    # `maximum` does, it also keeps XLA from contracting a product in z into an FMA with the subtraction.
     lowest = maximum / 2 + float(jnp.finfo(z.dtype).min) / 2
-    z = jnp.maximum(jnp.minimum(z, maximum), lowest)
+    z = jnp.maximum(z, lowest)
     difference = z - maximum
     back = difference - z
     error = (z - (difference - back)) - (maximum + back)
-    half = jnp.exp(0.5 * difference)
-    return half + half * (0.5 * error)
+    return jnp.exp(0.5 * difference), error
 
 
-def row_state(z: Array, empty: Array | None, implementation: str | None) -> RowState:
-    """The state of every row of `z` (*batch, classes); `empty` marks rows whose classes are all masked.
+def row_state(rows: Rows, implementation: str | None) -> RowState:
+    """The state of every row.
 
     A constant to derivatives: those of `probabilities` account for it.
     """
-    z = lax.stop_gradient(z)
+    rows, empty = lax.stop_gradient(rows), rows.empty()
     if implementation == "cpu":
-        maximum, others = _blocked_state(z, empty)
+        maximum, others = _folded_state(rows, empty)
     elif implementation == "accelerator":
-        maximum, others = _reduced_state(z, empty)
+        maximum, others = _reduced_state(rows, empty)
     else:
-        maximum, others = lax.platform_dependent(z, empty, cpu=_blocked_state, default=_reduced_state)
+        maximum, others = lax.platform_dependent(rows, empty, cpu=_folded_state, default=_reduced_state)
     defined = _defined(maximum, empty)
     logsumexp = jnp.where(jnp.isinf(maximum), maximum, defined + jnp.log1p(others))
     return RowState(defined, others, logsumexp)
@@ -95,37 +96,53 @@ def _defined(maximum: Array, empty: Array | None) -> Array:
     return defined if empty is None else jnp.where(empty, 0, defined)
 
 
-def _blocked_state(z: Array, empty: Array | None) -> tuple[Array, Array]:
-    """For CPUs: sum everything in blocks, then do the block of the maximum again without it.
+def _folded_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
+    """For CPUs: fold a row onto a 64th of itself, sum that, and do the lane of the maximum again without it.
 
-    A mask inside the long sum would cost twice as much. The block is found from the sums themselves: if the total is
-    below 2 units, only one block can reach 1; else nothing cancels in total − 1.
+    A mask inside the long sum would cost twice as much. The lane is found from the sums themselves: if the total is
+    below 2 units, only one lane can reach 1; else nothing cancels in total − 1. Sums go in pairs, so that even the many
+    equal terms of an undecided row leave no bias.
     """
-    classes = z.shape[-1]
-    maximum = jnp.max(z, axis=-1)
+    maximum = rows.maximum()
     top = _defined(maximum, empty)[..., None]
-    block_size = min(max(1 << round(math.log2(max(classes, 1)) / 2), 16), 256)
-    if classes <= 4 * block_size:
-        e = exponentials(z, top)
-        largest = _argmax(z)
-        return maximum, jnp.sum(jnp.where(_positions(z, classes) == largest, 0, e), axis=-1) / UNIT
-    window = (1,) * (z.ndim - 1) + (block_size,)
-    padding = ((0, 0),) * (z.ndim - 1) + ((0, -classes % block_size),)
-    zero = np.zeros((), z.dtype)
-    sums = lax.reduce_window(exponentials(z, top), zero, lax.add, window, window, padding)
-    total = jnp.sum(sums, axis=-1)
-    block = _argmax(sums)
-    # The last block may be short: take block_size classes that end with the row and leave out those before it.
-    start = jnp.minimum(block * block_size, classes - block_size)
-    offset = _positions(z, block_size)
-    position = start + offset
-    part = jnp.take_along_axis(z, position, axis=-1)
-    inside = position >= block * block_size
-    largest = _argmax(jnp.where(inside, part, -jnp.inf))
-    keep = inside & (offset != largest)
-    redone = jnp.sum(jnp.where(keep, exponentials(part, top), 0), axis=-1, keepdims=True)
-    others = jnp.sum(jnp.where(_positions(z, sums.shape[-1]) == block, redone, sums), axis=-1)
+    classes = rows.logits.shape[-1]
+    folds = _folds(classes, 64)
+    length = classes // folds
+    lanes = _add_in_pairs([exponentials(rows.part(k * length, (k + 1) * length), top) for k in range(folds)])
+    rest = exponentials(rows.part(folds * length, classes), top)
+    sums = jnp.concatenate([lanes, rest], axis=-1)
+    total = _sum_in_pairs(sums)
+    lane = _argmax(sums)
+    fold = _positions(sums, folds)
+    in_lane = (lane < length) | (fold == 0)  # what did not fold stands alone
+    lane_class = jnp.where(lane < length, lane + fold * length, folds * length + lane - length)
+    part = jnp.where(in_lane, rows.at(lane_class), -jnp.inf)
+    keep = in_lane & (fold != _argmax(part))
+    redone = _sum_in_pairs(jnp.where(keep, exponentials(part, top), 0))[..., None]
+    others = _sum_in_pairs(jnp.where(_positions(sums, sums.shape[-1]) == lane, redone, sums))
     return maximum, jnp.where(total < 2 * UNIT, others, total - UNIT) / UNIT
+
+
+def _folds(size: int, least: int) -> int:
+    """The largest power of two up to 64 that leaves lanes of at least `least`."""
+    return max(1 << k for k in range(7) if k == 0 or size >> k >= least)
+
+
+def _add_in_pairs(parts: list[Array]) -> Array:
+    while len(parts) > 1:
+        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[2 * len(pairs) :]
+    return parts[0]
+
+
+def _sum_in_pairs(rows: Array) -> Array:
+    """The sum over the last axis, along a tree."""
+    while rows.shape[-1] > 32:
+        folds = _folds(rows.shape[-1], 16)
+        length = rows.shape[-1] // folds
+        lanes = _add_in_pairs([rows[..., k * length : (k + 1) * length] for k in range(folds)])
+        rows = jnp.concatenate([lanes, rows[..., folds * length :]], axis=-1)
+    return _add_in_pairs([rows[..., k] for k in range(rows.shape[-1])])
 
 
 def _argmax(rows: Array) -> Array:
@@ -137,23 +154,24 @@ def _positions(z: Array, size: int) -> Array:
     return lax.broadcasted_iota(jnp.int32, (*z.shape[:-1], size), z.ndim - 1)
 
 
-def _reduced_state(z: Array, empty: Array | None) -> tuple[Array, Array]:
+def _reduced_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     """For accelerators: one pass, reading each logit once. (m, s) merges associatively."""
+    del empty
+    z = rows.z()
     init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
     maximum, others = lax.reduce((z, jnp.zeros_like(z)), init, _merge, (z.ndim - 1,))
     return maximum, jnp.where(jnp.isposinf(maximum), jnp.nan, others / UNIT)
 
 
 def _merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The state of two sets of classes taken together."""
+    """The state of two sets of classes taken together, sums in units."""
     maximum = jnp.maximum(left[0], right[0])
     lesser = jnp.where(left[0] == right[0], maximum, jnp.minimum(left[0], right[0]))
     above = jnp.where(left[0] >= right[0], left[1], right[1])
     below = jnp.where(left[0] >= right[0], right[1], left[1])
     # Two classes of −∞ have no difference; relative to 0, each counts for nothing.
-    finite = jnp.where(jnp.isneginf(maximum), 0, maximum)
-    half = _exp_half(lesser, finite)
-    return maximum, above + (UNIT + below) * half * half
+    half, error = _exp_half(lesser, jnp.where(jnp.isneginf(maximum), 0, maximum))
+    return maximum, above + (UNIT + below) * half * (half + half * error)
 
 
 @jax.custom_jvp
@@ -184,7 +202,9 @@ def _probabilities_jvp(primals, tangents):
     at_peak = jnp.sum(jnp.where(z >= state.maximum[..., None], z_dot, 0), axis=-1)
     reference = jnp.where(state.others < 1, at_peak, 0)
     relative = z_dot - reference[..., None]
-    mean = jnp.sum(rows.p * relative, axis=-1)
+    # In units, because the mean may be a normal number where every p but one is not.
+    scaled = exponentials(z, state.maximum[..., None]) / (1 + state.others[..., None])
+    mean = jnp.sum(scaled * relative, axis=-1) / UNIT
     rows_dot = _shares_dot(rows, relative - mean[..., None])
     label_dot = None if label is None else _shares_dot(label, label_z_dot - reference - mean)
     return (rows, label), (rows_dot, label_dot)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jsoftmax import _checks
 from jsoftmax._axes import Axis
 from jsoftmax._options import LogitOptions, checked_rows
 from jsoftmax._rows import Rows
@@ -70,6 +71,7 @@ def softmax_statistics(
         >>> print(s.log_prob, s.entropy, s.argmax)
         [-0.6931 -3.0486] [0.6931 0.1909] [0 0]
     """
+    _checks.only_options(options, LogitOptions)
     rows = checked_rows(logits, labels, axis, where, options)
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}")

@@ -12,26 +12,35 @@ from jax._src import checkify as _checkify  # rules of checkify have no public r
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jsoftmax._labels import is_class
+from jsoftmax._rows import Rows
 
 
-def report_values(logits: Array, labels: Array | None, idle: Array) -> Array:
-    """`idle` (*batch,), carrying a report of the first other row that holds NaN or a label that is no class."""
-    if logits.size == 0:
+def report_values(rows: Rows, idle: Array, numbers: Array | None) -> Array:
+    """`idle` (*batch,), carrying a report of the first other row that holds NaN or a label that is no class.
+
+    `numbers` are what rows are called; None for their flat indices.
+    """
+    if rows.logits.size == 0:
         return idle
-    classes = logits.shape[-1]
-    row_holds_nan = jnp.any(jnp.isnan(logits), axis=-1)
-    idle = _report.bind(idle, row_holds_nan, jnp.zeros(idle.shape, jnp.int32), message="logits of row {row} hold NaN")
+    if numbers is None:
+        numbers = jnp.full(idle.shape, _UNNUMBERED)
+    mask = rows.transform.where
+    holds_nan = jnp.isnan(rows.logits) if mask is None else jnp.isnan(rows.logits) & mask
+    idle = _report.bind(
+        idle, jnp.any(holds_nan, axis=-1), numbers, numbers, message="logits of row {row} hold NaN"
+    )  # fmt: skip
+    labels = rows.integer_labels
     if labels is None:
         return idle
-    message = f"label {{shown}} of row {{row}} is none of {classes} classes"
-    return _report.bind(idle, ~is_class(labels, classes), labels, message=message)
+    message = f"label {{shown}} of row {{row}} is none of {rows.logits.shape[-1]} classes"
+    return _report.bind(idle, ~rows.is_class(labels), numbers, labels, message=message)
 
 
+_UNNUMBERED = -1  # such a row is called by its flat index, which vmap extends
 _report = Primitive("report_rows")
-_report.def_impl(lambda idle, bad, shown, message: idle)
-_report.def_abstract_eval(lambda idle, bad, shown, message: idle)
-mlir.register_lowering(_report, lambda context, idle, bad, shown, message: [idle])
+_report.def_impl(lambda idle, bad, numbers, shown, message: idle)
+_report.def_abstract_eval(lambda idle, bad, numbers, shown, message: idle)
+mlir.register_lowering(_report, lambda context, idle, bad, numbers, shown, message: [idle])
 
 
 def _batch(arguments, dimensions, message):
@@ -46,11 +55,14 @@ def _batch(arguments, dimensions, message):
 
 def _check(*arguments, message):
     # JAX 0.12 puts a context in front of the error.
-    *context, error, enabled, idle, bad, shown = arguments
+    *context, error, enabled, idle, bad, numbers, shown = arguments
     if _checkify.FailedCheckError in enabled:
         bad = bad & ~idle
-        row = jnp.argmax(bad)
-        failure = _checkify.FailedCheckError(_checkify.get_traceback(), message, row=row, shown=shown.ravel()[row])
+        first = jnp.argmax(bad)
+        number = numbers.ravel()[first]
+        row = jnp.where(number == _UNNUMBERED, first, number)
+        values = {"row": row, "shown": shown.ravel()[first]}
+        failure = _checkify.FailedCheckError(_checkify.get_traceback(), message, **values)
         add: Any = _checkify.assert_func
         error = add(*context, error, jnp.any(bad), failure)
     return error, idle

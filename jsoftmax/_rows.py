@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jsoftmax._dtypes import compute_dtype
-from jsoftmax._labels import is_class, take_label
+from jsoftmax._dtypes import compute_dtype, widened_part
+from jsoftmax._labels import is_class, label_index
 from jsoftmax._logits import Transform, transform_logits
 
 
@@ -51,15 +51,31 @@ class Rows:
         where = self._where()
         return None if where is None else ~jnp.any(where, axis=-1)
 
+    def part(self, start: int, stop: int) -> Array:
+        """z of the classes from `start` to `stop`, without computing the others."""
+        if self.transform.may_freeze:  # needs the row's maximum
+            return lax.slice_in_dim(self.z(), start, stop, axis=-1)
+        where = self._where()
+        mask = None if where is None else lax.slice_in_dim(where, start, stop, axis=-1)
+        return transform_logits(widened_part(self.logits, start, stop), dataclasses.replace(self.transform, where=mask))
+
+    def at(self, classes: Array) -> Array:
+        """z of some classes of each row, (*batch, any number), without computing the others."""
+        if self.transform.may_freeze:
+            return jnp.take_along_axis(self.z(), classes, axis=-1)
+        where = self._where()
+        mask = None if where is None else jnp.take_along_axis(where, classes, axis=-1)
+        logits = jnp.take_along_axis(self.logits, classes, axis=-1)
+        return transform_logits(logits, dataclasses.replace(self.transform, where=mask))
+
+    def maximum(self) -> Array:
+        """The largest z of each row."""
+        # In their own dtype, logits are read at half the cost.
+        return jnp.max(self.logits if self.transform.is_identity else self.z(), axis=-1).astype(self.dtype)
+
     def label_z(self, labels: Array) -> Array:
         """z at the labels, (*batch,); NaN where the label is no class."""
-        if self.transform.may_freeze:  # needs the row's maximum, so that the label's column alone will not do
-            z = take_label(self.z(), labels)
-        else:
-            where = self._where()
-            at_label = None if where is None else take_label(where, labels)
-            z = transform_logits(take_label(self.logits, labels), dataclasses.replace(self.transform, where=at_label))
-        return jnp.where(self.is_class(labels), z[..., 0], jnp.nan)
+        return jnp.where(self.is_class(labels), self.at(label_index(labels, self.logits.shape[-1]))[..., 0], jnp.nan)
 
     def is_class(self, labels: Array) -> Array:
         return is_class(labels, self.logits.shape[-1])

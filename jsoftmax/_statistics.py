@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
+from jsoftmax._dtypes import narrowed
 from jsoftmax._labels import place_label, take_label
 from jsoftmax._logits import Transform, transform_logits
 from jsoftmax._probabilities import UNIT, RowState, Shares, exponentials, gap, probabilities, row_state
@@ -60,7 +62,7 @@ def row_statistics(rows: Rows, config: Config) -> RowStatistics:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
     z, empty = rows.z(), rows.empty()
-    state = row_state(z, empty, config.implementation)
+    state = row_state(rows, config.implementation)
     top = state.maximum[..., None]
     values = {}
     if "logsumexp" in config.want:
@@ -93,10 +95,12 @@ def _weighted_gap(weight: Array, z: Array, top: Array) -> Array:
     return jnp.sum(jnp.where(weight == 0, 0, -weight * gap(z, top)), axis=-1)
 
 
-@_evaluate.defjvp
+@functools.partial(_evaluate.defjvp, symbolic_zeros=True)
 def _evaluate_jvp(config, primals, tangents):
     (rows,), (rows_dot,) = primals, tangents
     statistics, state = _evaluate(config, rows)
+    # Zeros that are only symbols are left out, so that no array of them is kept.
+    rows_dot = jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, rows_dot)
     # Under checkpoint, nothing but the logits and O(rows) numbers waits for a transpose.
     push = jax.checkpoint(functools.partial(_push_forward, config))
     statistics_dot = push(rows, state, statistics.entropy, rows_dot)
@@ -150,7 +154,11 @@ def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | Non
 def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | None, rows_dot: Rows) -> RowStatistics:
     """The tangents of the statistics: the sum over classes of slope times dz."""
     apply, at = _differentiable(rows)
-    _, z_dot = jax.jvp(apply, at, _differentiable(rows_dot)[1])
+    along = _differentiable(rows_dot)[1]
+    along = [
+        jnp.zeros_like(x) if x_dot is None and x is not None else x_dot for x, x_dot in zip(at, along, strict=True)
+    ]
+    _, z_dot = jax.jvp(apply, at, tuple(along))
     shares = _shares(rows, state)
     active = jnp.ones(state.maximum.shape, bool) if rows.active is None else rows.active
     log_p = _usable_log_p(shares[0], active)
@@ -160,9 +168,9 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
             unit = RowStatistics(**{name: jnp.ones_like(state.maximum)})
             slope = _slope(config, rows, entropy, shares, unit, active, z_dot.dtype)
             tangents[name] = jnp.sum(slope * z_dot, axis=-1)
-    if "log_prob" in tangents and rows.dense_labels is not None:
+    if "log_prob" in tangents and rows.dense_labels is not None and rows_dot.labels is not None:
         tangents["log_prob"] += jnp.sum(rows_dot.labels * log_p, axis=-1)
-    if "mean_log_prob" in tangents and rows.class_weights is not None:
+    if "mean_log_prob" in tangents and rows_dot.class_weights is not None:
         share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
         tangents["mean_log_prob"] += jnp.sum(
             jnp.broadcast_to(rows_dot.class_weights, log_p.shape) * share * log_p, axis=-1
@@ -208,7 +216,7 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
             slope += c * (weight - total * share.p)
         if d is not None:
             slope -= d * share.p * jnp.where(share.p == 0, 0, share.log_p + entropy[..., None])
-        return jnp.where(active[..., None], slope, 0).astype(dtype)
+        return narrowed(jnp.where(active[..., None], slope, 0), dtype)
 
     weight = total = None
     if c is not None:

@@ -323,7 +323,6 @@ BAD = {
     "where": (integer_loss, (LOGITS, LABELS), {"where": np.ones((2, 4), bool)}, "where", "(2, 4)", "(3, 4)"),
     "axis": (integer_loss, (LOGITS, LABELS), {"axis": 2}, "axis", "2", "2 dimensions"),
     "axis twice": (integer_loss, (LOGITS, LABELS), {"axis": (1, -1)}, "axis", "(1, -1)", "twice"),
-    "axis by name": (integer_loss, (LOGITS, LABELS), {"axis": "classes"}, "axis", "'classes'", "int"),
     "no axis": (integer_loss, (np.float32(0), 0), {}, "logits", "()", "at least one dimension"),
     "gamma": (jsoftmax.softmax_focal_loss, (LOGITS, LABELS), {"gamma": -1.0}, "gamma", "-1.0", "at least 0"),
     "alpha": (jsoftmax.smooth_labels, (DENSE, 1.5), {}, "alpha", "1.5", "between 0 and 1"),

@@ -13,8 +13,9 @@ PACKAGE = ROOT / "jsoftmax"
 # From the bottom up. A module imports from layers below its own: not from its own, not from above.
 LAYERS = [
     {"_axes", "_checks", "_dtypes", "_labels"},
-    {"_logits", "_matmul", "_probabilities", "_reports"},
+    {"_logits", "_matmul"},
     {"_rows"},
+    {"_probabilities", "_reports"},
     {"_options", "_statistics"},
     {"_activations", "_blockwise", "_losses", "_public_statistics"},
     {"_cross_entropy", "_distributions", "_linear", "_sigmoid"},
