@@ -27,7 +27,8 @@ def main() -> None:
     progress("")
     print(table(rows))
     if not arguments.no_save:
-        print(f"\nsaved in {save(rows, jax.default_backend())}")
+        path = save(rows, f"{jax.default_backend()}-jax{jax.__version__}")
+        print(f"\nsaved in benchmarks/results/{path.name}")
 
 
 if __name__ == "__main__":
