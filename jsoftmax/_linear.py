@@ -94,6 +94,8 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options, 
     if where is not None:
         where = _checks.bool_array("where", where)
         _checks.has_shape("where", where, (classes,), "True for a class that takes part")
+        # What a masked class has in the kernel must not reach the features' gradient as 0 · NaN.
+        kernel = jnp.where(jnp.expand_dims(where, 1 if kernel_transposed else 0), kernel, 0)
     known, shared, each = {}, {}, {}
     for name, value in options.items():
         if value is None or isinstance(value, str) or (_checks.known(value) and jnp.ndim(value) == 0):
@@ -137,7 +139,7 @@ def linear_softmax_cross_entropy(
         weights: float array `(*batch,)`, a factor for each row. A row of weight 0 is never looked at, NaN or not.
         reduction: "mean" divides by the sum of the weights of the rows that are not ignored, and is 0 if there is none;
             "sum"; "none" for the loss of each row.
-        where: boolean `(classes,)`, the classes that take part.
+        where: boolean `(classes,)`, the classes that take part. Costs a copy of the kernel.
         kernel_transposed: whether kernel is `(classes, features)`, such as the embedding of a model that ties the two.
         block_size: rows at a time; None for `default_block_size`.
         **options: see `LossOptions`; `temperature`, `label_smoothing` and `z_loss` also one a row.

@@ -24,8 +24,8 @@ class LogitOptions(TypedDict, total=False):
     temperature: divides the logits; a float, a traced scalar or one number a row; differentiable. 0 is the limit in
         which a row's largest logits share all probability.
     softcap: bounds the logits beforehand, `softcap * tanh(logits / softcap)`, as Gemma 2 does; differentiable.
-    derivative: "vjp" (the default) has reverse mode and forward over reverse; "jvp" has every mode and order, for the
-        same memory and somewhat more time.
+    derivative: "vjp" (the default) has reverse mode and forward over reverse; "jvp" has every mode and order. Both
+        save the same; the second takes more time, and with several options more temporary memory.
     implementation: None chooses by the platform the program is compiled for; "cpu" or "accelerator" forces that form.
     """
 

@@ -253,6 +253,33 @@ def test_a_mean_over_no_rows_is_zero():
         np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_masked_class_is_never_read(transposed):
+    """Its column of the kernel and its bias may hold NaN."""
+    data, where = inputs(6, 4), jnp.array([True, True, False, True])
+    labels = jnp.array([0, 1, 3, 0, 1, 3])
+
+    def loss(h, w, b):
+        kernel = w.T if transposed else w
+        return jsoftmax.linear_softmax_cross_entropy(
+            h, kernel, labels, bias=b, where=where, block_size=4, label_smoothing=0.1, kernel_transposed=transposed
+        )
+
+    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(
+        data["features"], data["kernel"].at[:, 2].set(jnp.nan), data["bias"].at[2].set(jnp.nan)
+    )
+    kept = jnp.array([0, 1, 3])
+    without = functools.partial(jsoftmax.linear_softmax_cross_entropy, labels=jnp.array([0, 1, 2, 0, 1, 2]))
+    expected, expected_gradients = jax.value_and_grad(
+        lambda h, w, b: without(h, w, bias=b, label_smoothing=0.1), (0, 1, 2)
+    )(data["features"], data["kernel"][:, kept], data["bias"][kept])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], expected_gradients[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(gradients[1][:, kept], expected_gradients[1], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(gradients[1][:, 2], 0)
+    np.testing.assert_array_equal(gradients[2][2], 0)
+
+
 def test_edge_labels_and_masks():
     data = inputs(3, 4)
     call = functools.partial(jsoftmax.linear_softmax_cross_entropy, data["features"], data["kernel"], reduction="none")
