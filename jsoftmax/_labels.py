@@ -5,24 +5,30 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Integer, Shaped
 
 
-def is_class(labels: Array, classes: int) -> Array:
+def is_class(labels: Integer[Array, "*batch"], classes: int) -> Bool[Array, "*batch"]:
     """Whether each label is one of the classes. Negative labels are not."""
     return (labels >= 0) & (labels < classes)
 
 
-def label_index(labels: Array, classes: int) -> Array:
+def label_index(labels: Integer[Array, "*batch"], classes: int) -> Integer[Array, "*batch 1"]:
     """The labels as indices of a class axis, (*batch, 1); 0 where a label is no class."""
     return jnp.where(is_class(labels, classes), labels, 0)[..., None]
 
 
-def take_label(rows: Array, labels: Array) -> Array:
+def take_label(rows: Shaped[Array, "*batch classes"], labels: Integer[Array, "*batch"]) -> Shaped[Array, "*batch 1"]:
     """The labels' entries of `rows` (*batch, classes), as (*batch, 1); those of class 0 where a label is no class."""
     return jnp.take_along_axis(rows, label_index(labels, rows.shape[-1]), axis=-1)
 
 
-def place_label(rows: Array, entries: Array, labels: Array, implementation: str | None) -> Array:
+def place_label(
+    rows: Float[Array, "*batch classes"],
+    entries: Float[Array, "*batch 1"],
+    labels: Integer[Array, "*batch"],
+    implementation: str | None,
+) -> Float[Array, "*batch classes"]:
     """`rows` (*batch, classes) with the labels' entries replaced by `entries` (*batch, 1).
 
     On a CPU a scatter in place is free and a comparison per element is not; on an accelerator the reverse.

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jsoftmax._dtypes import compute_dtype
 
@@ -37,7 +38,7 @@ class Transform:
         return self.where is None and self.softcap is None and self.temperature is None
 
 
-def transform_logits(logits: Array, transform: Transform) -> Array:
+def transform_logits(logits: Float[Array, "*batch classes"], transform: Transform) -> Float[Array, "*batch classes"]:
     """The logits that enter softmax, in the dtype in which rows are computed."""
     z = logits.astype(compute_dtype(logits.dtype))
     if transform.where is not None:

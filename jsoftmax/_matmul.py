@@ -11,11 +11,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 from jsoftmax._dtypes import compute_dtype
 
 
-def project(features: Array, kernel: Array, transposed: bool, derivative: str) -> Array:
+def project(
+    features: Float[Array, "rows features"], kernel: Float[Array, "_ _"], transposed: bool, derivative: str
+) -> Float[Array, "rows classes"]:
     """(rows, features) · (features, classes), or (classes, features) if `transposed`, in float32 at least.
 
     The kernel is read in the features' dtype; its gradient has the kernel's own.

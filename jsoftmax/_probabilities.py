@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float
 
 from jsoftmax._rows import Rows
 
@@ -135,7 +136,7 @@ def _add_in_pairs(parts: list[Array]) -> Array:
     return parts[0]
 
 
-def _sum_in_pairs(rows: Array) -> Array:
+def _sum_in_pairs(rows: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """The sum over the last axis, along a tree."""
     while rows.shape[-1] > 32:
         folds = _folds(rows.shape[-1], 16)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Integer
 
 from jsoftmax._dtypes import compute_dtype, widened_part
 from jsoftmax._labels import is_class, label_index
@@ -42,7 +43,7 @@ class Rows:
         """In which the rows are computed."""
         return compute_dtype(self.logits.dtype)
 
-    def z(self) -> Array:
+    def z(self) -> Float[Array, "*batch classes"]:
         """The logits that enter softmax."""
         return transform_logits(self.logits, self.transform)
 
@@ -51,7 +52,7 @@ class Rows:
         where = self._where()
         return None if where is None else ~jnp.any(where, axis=-1)
 
-    def part(self, start: int, stop: int) -> Array:
+    def part(self, start: int, stop: int) -> Float[Array, "*batch part"]:
         """z of the classes from `start` to `stop`, without computing the others."""
         if self.transform.may_freeze:  # needs the row's maximum
             return lax.slice_in_dim(self.z(), start, stop, axis=-1)
@@ -59,7 +60,7 @@ class Rows:
         mask = None if where is None else lax.slice_in_dim(where, start, stop, axis=-1)
         return transform_logits(widened_part(self.logits, start, stop), dataclasses.replace(self.transform, where=mask))
 
-    def at(self, classes: Array) -> Array:
+    def at(self, classes: Integer[Array, "*batch some"]) -> Float[Array, "*batch some"]:
         """z of some classes of each row, (*batch, any number), without computing the others."""
         if self.transform.may_freeze:
             return jnp.take_along_axis(self.z(), classes, axis=-1)
@@ -68,23 +69,25 @@ class Rows:
         logits = jnp.take_along_axis(self.logits, classes, axis=-1)
         return transform_logits(logits, dataclasses.replace(self.transform, where=mask))
 
-    def maximum(self) -> Array:
+    def maximum(self) -> Float[Array, "*batch"]:
         """The largest z of each row."""
         # In their own dtype, logits are read at half the cost.
         return jnp.max(self.logits if self.transform.is_identity else self.z(), axis=-1).astype(self.dtype)
 
-    def label_z(self, labels: Array) -> Array:
+    def label_z(self, labels: Integer[Array, "*batch"]) -> Float[Array, "*batch"]:
         """z at the labels, (*batch,); NaN where the label is no class."""
         return jnp.where(self.is_class(labels), self.at(label_index(labels, self.logits.shape[-1]))[..., 0], jnp.nan)
 
-    def is_class(self, labels: Array) -> Array:
+    def is_class(self, labels: Integer[Array, "*batch"]) -> Bool[Array, "*batch"]:
         return is_class(labels, self.logits.shape[-1])
 
-    def class_count(self, z: Array) -> Array:
+    def class_count(self, z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
         """The number of classes that take part, at least 1. A logit of −∞ is a mask as `where` is."""
         return jnp.maximum(jnp.sum(z > -jnp.inf, axis=-1, dtype=z.dtype), 1)
 
-    def mean_weights(self, z: Array) -> tuple[Array, Array]:
+    def mean_weights(
+        self, z: Float[Array, "*batch classes"]
+    ) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch"]]:
         """w_j / K with K the number of classes that take part, 0 for a masked class; and the sum of that."""
         allowed = z > -jnp.inf
         count = self.class_count(z)
