@@ -41,8 +41,9 @@ class RowState(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Probabilities p, 1 − p and log p, each right to rounding."""
+    """Probabilities p, 1 − p and log p, each right to rounding; and p in units, normal even where p is not."""
 
+    scaled: Array
     p: Array
     not_p: Array
     log_p: Array
@@ -187,10 +188,11 @@ def probabilities(z: Array, label_z: Array | None, state: RowState) -> tuple[Sha
 
 def _shares(z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
     del logsumexp
-    p = exponentials(z, maximum) / (UNIT * (1 + others))
+    scaled = exponentials(z, maximum) / (1 + others)
+    p = scaled / UNIT
     # A largest class is the only one for which 1 − p would cancel.
     not_p = jnp.where(z >= maximum, others / (1 + others), 1 - p)
-    return Shares(p, not_p, gap(z, maximum) - jnp.log1p(others))
+    return Shares(scaled, p, not_p, gap(z, maximum) - jnp.log1p(others))
 
 
 @probabilities.defjvp
@@ -204,13 +206,13 @@ def _probabilities_jvp(primals, tangents):
     reference = jnp.where(state.others < 1, at_peak, 0)
     relative = z_dot - reference[..., None]
     # In units, because the mean may be a normal number where every p but one is not.
-    scaled = exponentials(z, state.maximum[..., None]) / (1 + state.others[..., None])
-    mean = jnp.sum(scaled * relative, axis=-1) / UNIT
+    mean = jnp.sum(rows.scaled * relative, axis=-1) / UNIT
     rows_dot = _shares_dot(rows, relative - mean[..., None])
     label_dot = None if label is None else _shares_dot(label, label_z_dot - reference - mean)
     return (rows, label), (rows_dot, label_dot)
 
 
 def _shares_dot(shares: Shares, log_p_dot: Array) -> Shares:
-    p_dot = shares.p * log_p_dot
-    return Shares(p_dot, -p_dot, log_p_dot)
+    scaled_dot = shares.scaled * log_p_dot
+    p_dot = scaled_dot / UNIT
+    return Shares(scaled_dot, p_dot, -p_dot, log_p_dot)
