@@ -26,9 +26,8 @@ def report_values(rows: Rows, idle: Array, numbers: Array | None) -> Array:
         numbers = jnp.full(idle.shape, _UNNUMBERED)
     mask = rows.transform.where
     holds_nan = jnp.isnan(rows.logits) if mask is None else jnp.isnan(rows.logits) & mask
-    idle = _report.bind(
-        idle, jnp.any(holds_nan, axis=-1), numbers, numbers, message="logits of row {row} hold NaN"
-    )  # fmt: skip
+    bad = jnp.any(holds_nan, axis=-1)
+    idle = _report.bind(idle, bad, numbers, numbers, message="logits of row {row} hold NaN")
     labels = rows.integer_labels
     if labels is None:
         return idle
