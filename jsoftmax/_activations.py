@@ -6,14 +6,20 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax._axes import Axis, classes_back, normalize_axes
-from jsoftmax._options import checked_rows
+from jsoftmax._options import LogitOptions, checked_rows
 from jsoftmax._probabilities import Shares, probabilities, row_state
 from jsoftmax._rows import Rows
+from jsoftmax._shards import AxisName, spec_of, with_auto_axes
 from jsoftmax._statistics import Config, row_statistics
 
 
 def softmax(
-    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, temperature: ArrayLike = 1.0
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Probabilities in proportion to the exponentials of the logits.
 
@@ -30,6 +36,7 @@ def softmax(
             part. What it masks is never read and gets probability 0; so does a row without any class.
         temperature: T, a number, traced if need be, or one a row; differentiable. At 0, the largest logits share all
             probability evenly.
+        axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split; see `LogitOptions`.
 
     Returns:
         An array of the shape and dtype of `logits`, computed in float32 at least and rounded once. A logit of −∞ counts
@@ -53,11 +60,16 @@ def softmax(
         Bridle, *Probabilistic Interpretation of Feedforward Classification Network Outputs*, 1990;
         Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, 2015 (temperature).
     """
-    return _activation("p", logits, axis, where, temperature)
+    return _activation("p", logits, axis, where, {"temperature": temperature, "axis_name": axis_name})
 
 
 def log_softmax(
-    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, temperature: ArrayLike = 1.0
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Logarithms of softmax, right at the largest logit too.
 
@@ -71,6 +83,7 @@ def log_softmax(
         axis: the class axis or axes.
         where: the classes that take part, as in `softmax`; the others get −∞.
         temperature: divides the logits, as in `softmax`.
+        axis_name: the mesh axes over which the classes are split, as in `softmax`.
 
     Returns:
         An array of the shape and dtype of `logits`, in nats, computed in float32 at least and rounded once.
@@ -87,11 +100,16 @@ def log_softmax(
         >>> print(jsoftmax.log_softmax(jnp.array([20.0, 0.0, 0.0])))
         [-4.1223e-09 -2.0000e+01 -2.0000e+01]
     """
-    return _activation("log_p", logits, axis, where, temperature)
+    return _activation("log_p", logits, axis, where, {"temperature": temperature, "axis_name": axis_name})
 
 
 def logsumexp(
-    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, temperature: ArrayLike = 1.0
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The logarithm of the sum of the exponentials of the logits: a smooth maximum.
 
@@ -103,6 +121,7 @@ def logsumexp(
         axis: the class axis or axes.
         where: the classes that take part, as in `softmax`.
         temperature: divides the logits, as in `softmax`.
+        axis_name: the mesh axes over which the classes are split, as in `softmax`.
 
     Returns:
         An array of the batch's shape and the dtype of `logits`, in nats. A row without any class, or of nothing but −∞,
@@ -123,24 +142,26 @@ def logsumexp(
     References:
         Blanchard, Higham and Higham, *Accurately Computing the Log-Sum-Exp and Softmax Functions*, 2021.
     """
-    rows = checked_rows(logits, None, axis, where, {"temperature": temperature})
+    rows = checked_rows(logits, None, axis, where, {"temperature": temperature, "axis_name": axis_name})
     if rows.logits.shape[-1] == 0:
         return jnp.full(rows.logits.shape[:-1], -jnp.inf, rows.logits.dtype)
-    return _logsumexp(rows).astype(rows.logits.dtype)
+    return with_auto_axes(_logsumexp, spec_of(rows.logits)[:-1], rows).astype(rows.logits.dtype)
 
 
-def _activation(field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None, temperature: ArrayLike) -> Array:
-    rows = checked_rows(logits, None, axis, where, {"temperature": temperature})
+def _activation(
+    field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions
+) -> Array:
+    rows = checked_rows(logits, None, axis, where, options)
     logits = jnp.asarray(logits)
     if logits.size == 0:
         return logits
-    out = getattr(_shares(rows), field).astype(logits.dtype)
+    out = getattr(with_auto_axes(_shares, spec_of(rows.logits), rows), field).astype(logits.dtype)
     return classes_back(out, normalize_axes(axis, logits.ndim), logits.shape)
 
 
 @jax.jit
 def _shares(rows: Rows) -> Shares:
-    return probabilities(rows.z(), None, row_state(rows, None))[0]
+    return probabilities(rows.z(), None, row_state(rows, None), rows.shards)[0]
 
 
 @jax.jit

@@ -19,6 +19,8 @@ from jax import Array, lax
 from jsoftmax import _checks
 from jsoftmax._dtypes import compute_dtype
 from jsoftmax._options import DERIVATIVES
+from jsoftmax._platforms import is_partitioned
+from jsoftmax._shards import ClassShards, vary_as
 
 Tree = Any
 DEFAULT_BLOCK_SIZE = 1024
@@ -68,7 +70,12 @@ def blockwise(
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     _checks.one_of("derivative", derivative, DERIVATIVES)
     plan = Blocks(_Narrowing(loss), block_size or DEFAULT_BLOCK_SIZE, derivative)
-    return plan.apply
+
+    def apply(params: Tree, rows: Tree) -> Tree:
+        params, rows = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, rows)
+        return plan.apply(vary_as(params, *jax.tree.leaves(rows)), rows)
+
+    return apply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +101,11 @@ class Blocks:
     loss: Callable[[tuple, Tree, Tree], Tree]
     block_size: int
     derivative: str = "vjp"
+    shards: ClassShards = ClassShards()  # over which the result is the same
 
     def apply(self, params: Tree, rows: Tree) -> Tree:
-        params, rows = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, rows)
         count = _row_count(rows)
+        self = dataclasses.replace(self, block_size=_even_size(count, self.block_size))
         results = jax.eval_shape(self.evaluate_block, params, rows)
         for result in jax.tree.leaves(results):
             if result.shape and result.shape[0] != count:
@@ -132,6 +140,12 @@ def _row_count(rows: Tree) -> int:
     return shapes[0][0]
 
 
+def _even_size(count: int, most: int) -> int:
+    """The largest size up to `most`, and not below half of it, that leaves no ragged end; `most` if there is none."""
+    sizes = (size for size in range(most, max(most // 2, 1) - 1, -1) if count % size == 0)
+    return next(sizes, most) if count > most else most
+
+
 def _floats(tree: Tree) -> tuple[list[Array], Callable[..., Tree]]:
     """The floating-point leaves, and a function that puts such leaves back beside the others (or beside None)."""
     leaves, structure = jax.tree.flatten(tree)
@@ -146,13 +160,23 @@ def _floats(tree: Tree) -> tuple[list[Array], Callable[..., Tree]]:
 
 
 def _split(tree: Tree, count: int, size: int) -> tuple[Tree, Tree]:
-    """Whole blocks (blocks, size, …), and the rows that are left. A scalar goes to each."""
+    """Whole blocks (blocks, size, …), and the rows that are left. A scalar goes to each.
+
+    Of a program that XLA splits over devices, each block takes every so-manieth row: then every device has a part of
+    every block, whatever the mesh, and no row has to move.
+    """
     blocks = count // size
 
     def whole(leaf: Array) -> Array:
         if leaf.ndim == 0:
             return jnp.broadcast_to(leaf, (blocks,))
-        return leaf[: blocks * size].reshape(blocks, size, *leaf.shape[1:])
+        rows, shape = leaf[: blocks * size], leaf.shape[1:]
+        return lax.cond(
+            is_partitioned(),
+            lambda rows: rows.reshape(size, blocks, *shape).swapaxes(0, 1),
+            lambda rows: rows.reshape(blocks, size, *shape),
+            rows,
+        )
 
     return jax.tree.map(whole, tree), jax.tree.map(lambda leaf: leaf[blocks * size :] if leaf.ndim else leaf, tree)
 
@@ -162,7 +186,13 @@ def _join(whole: Array, rest: Array | None) -> Array:
     if whole.ndim == 1:
         total = jnp.sum(whole, axis=0)
         return total if rest is None else total + rest
-    rows = whole.reshape(-1, *whole.shape[2:])
+    shape = (-1, *whole.shape[2:])
+    rows = lax.cond(
+        is_partitioned(),
+        lambda whole: whole.swapaxes(0, 1).reshape(shape),
+        lambda whole: whole.reshape(shape),
+        whole,
+    )
     return rows if rest is None else jnp.concatenate([rows, rest])
 
 
@@ -178,10 +208,10 @@ def _in_blocks(evaluate: Callable[[Tree, Tree], Tree], size: int, params: Tree, 
     return last if count < size else _joined(lax.map(functools.partial(evaluate, params), whole), last)
 
 
-def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array]) -> tuple[Tree, Tree, Tree]:
+def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array] | None) -> tuple[Tree, Tree, Tree]:
     """The results, and the cotangents of params (in float32 at least) and of rows, None for integer leaves.
 
-    `cotangents` belong to the floating-point leaves of the results.
+    `cotangents` belong to the floating-point leaves of the results; None stands for ones.
     """
     count = _row_count(rows)
     dtypes, wide = _widened(params)
@@ -195,8 +225,9 @@ def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array]) 
             results = plan.loss(dtypes, put_params(param_floats), put_rows(row_floats))
             return _floats(results)[0], results
 
-        _, pull, results = jax.vjp(evaluate, param_floats, row_floats, has_aux=True)
-        params_bar, rows_bar = pull(block_cotangents)
+        floats, pull, results = jax.vjp(evaluate, param_floats, row_floats, has_aux=True)
+        ones = jax.tree.map(jnp.ones_like, floats)
+        params_bar, rows_bar = pull(ones if block_cotangents is None else block_cotangents)
         return results, params_bar, put_rows(rows_bar, keep_others=False)
 
     def step(total, block):
@@ -232,13 +263,13 @@ def _sum(plan: Blocks, params: Tree, rows: Tree) -> Array:
 
 
 def _sum_fwd(plan: Blocks, params: Tree, rows: Tree):
-    one = jnp.ones((), jax.eval_shape(plan.evaluate_block, params, rows).dtype)
-    total, params_bar, rows_bar = _gradients(plan, params, rows, [one])
+    total, params_bar, rows_bar = _gradients(plan, params, rows, None)
     return total, (params, rows, params_bar, rows_bar)
 
 
 def _sum_bwd(plan: Blocks, residuals, total_bar: Array):
     params, rows, params_bar, rows_bar = residuals
+    total_bar = plan.shards.mean(total_bar)
     return _as(params_bar, params, total_bar), _as(rows_bar, rows, total_bar)
 
 

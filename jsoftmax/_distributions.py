@@ -1,18 +1,22 @@
 """Losses between whole distributions over classes, and the smoothing of labels."""
 
-import math
-
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import _checks
-from jsoftmax._axes import Axis, normalize_axes
+from jsoftmax._axes import Axis, class_count, normalize_axes
 from jsoftmax._dtypes import compute_dtype
+from jsoftmax._shards import AxisName, class_shards
 
 
 def kl_divergence(
-    log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Kullback–Leibler divergence of predictions, given as logarithms, from target probabilities.
 
@@ -25,6 +29,7 @@ def kl_divergence(
         targets: float array of probabilities of the same shape. Differentiable.
         axis: the class axis or axes.
         where: boolean, broadcasting to the shape of the predictions: the entries that count.
+        axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split.
 
     Returns:
         The divergence of each row in nats, of the batch's shape: float32 for narrower predictions.
@@ -54,10 +59,17 @@ def kl_divergence(
         counts &= jnp.broadcast_to(_checks.bool_array("where", where), t.shape)
     t = jnp.where(counts, t, 1)
     each = jnp.where(counts, t * (jnp.log(t) - jnp.where(counts, log_p, 0)), 0)
-    return jnp.sum(each, axis=normalize_axes(axis, t.ndim))
+    return class_shards(axis_name).sum(jnp.sum(each, axis=normalize_axes(axis, t.ndim)))
 
 
-def smooth_labels(labels: ArrayLike, alpha: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+def smooth_labels(
+    labels: ArrayLike,
+    alpha: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
     r"""Dense labels with the share alpha of their mass spread evenly over all K classes.
 
     .. math:: y'_j = (1 - \alpha)\,y_j + \alpha / K
@@ -69,6 +81,7 @@ def smooth_labels(labels: ArrayLike, alpha: ArrayLike, *, axis: Axis = -1, where
         alpha: the share, in [0, 1]; may be traced.
         axis: the class axis or axes.
         where: boolean, broadcasting to the shape of `labels`: the classes that take part and are counted in K.
+        axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split.
 
     Returns:
         An array of the shape and dtype of `labels`; 0 in the classes that `where` masks.
@@ -91,9 +104,9 @@ def smooth_labels(labels: ArrayLike, alpha: ArrayLike, *, axis: Axis = -1, where
     labels = _checks.float_array("labels", labels)
     _checks.within("alpha", alpha, 0.0, 1.0)
     alpha = jnp.asarray(alpha, labels.dtype)
-    axes = normalize_axes(axis, labels.ndim)
+    axes, shards = normalize_axes(axis, labels.ndim), class_shards(axis_name)
     if where is None:
-        return (1 - alpha) * labels + alpha / math.prod(labels.shape[number] for number in axes)
+        return (1 - alpha) * labels + alpha / shards.count(class_count(labels.shape, axes))
     allowed = jnp.broadcast_to(_checks.bool_array("where", where), labels.shape)
-    count = jnp.maximum(jnp.sum(allowed, axis=axes, keepdims=True, dtype=labels.dtype), 1)
+    count = jnp.maximum(shards.sum(jnp.sum(allowed, axis=axes, keepdims=True, dtype=labels.dtype)), 1)
     return jnp.where(allowed, (1 - alpha) * labels + alpha / count, 0)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Integer, Shaped
 
+from jsoftmax._platforms import choose
+
 
 def is_class(labels: Integer[Array, "*batch"], classes: int) -> Bool[Array, "*batch"]:
     """Whether each label is one of the classes. Negative labels are not."""
@@ -34,11 +36,7 @@ def place_label(
     On a CPU a scatter in place is free and a comparison per element is not; on an accelerator the reverse.
     """
     index = label_index(labels, rows.shape[-1])
-    if implementation == "cpu":
-        return _scatter(rows, entries, index)
-    if implementation == "accelerator":
-        return _select(rows, entries, index)
-    return lax.platform_dependent(rows, entries, index, cpu=_scatter, default=_select)
+    return choose(implementation, rows, entries, index, cpu=_scatter, accelerator=_select, partitioned=_select)
 
 
 def _select(rows: Array, entries: Array, index: Array) -> Array:

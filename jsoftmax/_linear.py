@@ -19,6 +19,7 @@ from jsoftmax._losses import CrossEntropy, row_losses
 from jsoftmax._matmul import project
 from jsoftmax._options import LogitOptions, LossOptions
 from jsoftmax._public_statistics import SoftmaxStatistics, softmax_statistics
+from jsoftmax._shards import class_shards, devices_of_mesh, spec_of, vary_as, with_auto_axes
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -26,11 +27,12 @@ REDUCTIONS = ("mean", "sum", "none")
 def default_block_size(classes: int, dtype) -> int:
     """Rows in a block: a power of two from 128 to 4096 whose logits fill 64 MiB on a CPU, 1 GiB on an accelerator.
 
-    Large enough for the products to run at full speed, small beside the kernel's gradient.
+    Large enough for the products to run at full speed, small beside the kernel's gradient. On a mesh set by
+    `jax.set_mesh`, each of its devices gets as much.
     """
-    budget = 2**26 if jax.default_backend() == "cpu" else 2**30
-    rows = budget // (max(classes, 1) * jnp.dtype(compute_dtype(dtype)).itemsize)
-    return min(max(1 << max(rows.bit_length() - 1, 0), 128), 4096)
+    budget, devices = 2**26 if jax.default_backend() == "cpu" else 2**30, devices_of_mesh()
+    rows = budget * devices // (max(classes, 1) * jnp.dtype(compute_dtype(dtype)).itemsize)
+    return min(max(1 << max(rows.bit_length() - 1, 0), 128 * devices), 4096 * devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,10 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options, 
         _checks.has_shape("where", where, (classes,), "True for a class that takes part")
         # What a masked class has in the kernel must not reach the features' gradient as 0 · NaN.
         kernel = jnp.where(jnp.expand_dims(where, 1 if kernel_transposed else 0), kernel, 0)
-    known, shared, each = {}, {}, {}
+    known, shared, each = {"axis_name": class_shards(options.get("axis_name")).names or None}, {}, {}
     for name, value in options.items():
+        if name in known:
+            continue
         if value is None or isinstance(value, str) or (_checks.known(value) and jnp.ndim(value) == 0):
             known[name] = value if value is None or isinstance(value, str | int) else float(value)
         elif jnp.ndim(value) == 0 or name == "class_weights":
@@ -242,5 +246,10 @@ def _in_blocks(compute: str, params: dict, rows: dict, known: dict, transposed: 
         block_size = default_block_size(params["kernel"].shape[0 if transposed else 1], rows["features"].dtype)
     elif block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
+    # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
+    params, rows["features"] = vary_as(params, rows["labels"]), vary_as(rows["features"], params["kernel"])
     block = _Block(compute, transposed, tuple(sorted(known.items())))
-    return _run(Blocks(block, block_size, known.get("derivative", "vjp")), params, rows)
+    shards = class_shards(known["axis_name"])
+    blocks = Blocks(block, block_size, known.get("derivative", "vjp"), shards)
+    spec = () if compute == "sum" else spec_of(rows["labels"])
+    return with_auto_axes(functools.partial(_run, blocks), spec, params, rows)

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jsoftmax._dtypes import compute_dtype
+from jsoftmax._shards import ClassShards
 
 
 @functools.partial(
@@ -38,7 +39,9 @@ class Transform:
         return self.where is None and self.softcap is None and self.temperature is None
 
 
-def transform_logits(logits: Float[Array, "*batch classes"], transform: Transform) -> Float[Array, "*batch classes"]:
+def transform_logits(
+    logits: Float[Array, "*batch classes"], transform: Transform, shards: ClassShards = ClassShards()
+) -> Float[Array, "*batch classes"]:
     """The logits that enter softmax, in the dtype in which rows are computed."""
     z = logits.astype(compute_dtype(logits.dtype))
     if transform.where is not None:
@@ -48,7 +51,7 @@ def transform_logits(logits: Float[Array, "*batch classes"], transform: Transfor
     if transform.temperature is not None:
         warmest = None
         if transform.may_freeze:
-            warmest = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf))
+            warmest = shards.max(jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf)))
         z = _divide(z, transform.temperature, warmest)
     return z
 

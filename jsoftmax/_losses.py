@@ -23,6 +23,7 @@ from jsoftmax._options import SMOOTHINGS, LossOptions, checked_rows
 from jsoftmax._probabilities import probabilities, row_state
 from jsoftmax._reports import report_values
 from jsoftmax._rows import Rows
+from jsoftmax._shards import spec_of, vary_as, with_auto_axes
 from jsoftmax._statistics import Config, RowStatistics, row_statistics
 
 RowLoss = Callable[[Array], Array]  # log p_y to loss; a pytree if it has parameters
@@ -73,7 +74,8 @@ def row_losses(
     terms, class_weights = _checked_terms(rows, options)
     config = Config((), options.get("implementation"), options.get("derivative", "vjp"))
     rows = dataclasses.replace(rows, class_weights=class_weights, active=active)
-    return _row_losses(row_loss, rows, terms, numbers, config)
+    losses = functools.partial(_row_losses, config=config)
+    return with_auto_axes(losses, spec_of(rows.logits)[:-1], row_loss, rows, terms, numbers)
 
 
 def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | None]:
@@ -96,6 +98,7 @@ def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | Non
     if class_weights is not None:
         class_weights = _checks.float_array("class_weights", class_weights).astype(rows.dtype)
         _checks.has_shape("class_weights", class_weights, (classes,), "one factor for each class")
+        class_weights = vary_as(class_weights, rows.logits)
     return Terms(**numbers, smoothing=smoothing, ignore_index=ignore_index), class_weights
 
 
@@ -118,7 +121,7 @@ def _row_losses(row_loss: RowLoss, rows: Rows, terms: Terms, numbers: Array | No
     else:
         loss = _dense_losses(row_loss, _weighted(rows), config)
     if rows.class_weights is not None and rows.integer_labels is not None:
-        loss = loss * jnp.take(rows.class_weights, rows.integer_labels, mode="clip")
+        loss = loss * rows.label_weight()
     if terms.label_smoothing is not None:
         share = terms.label_smoothing
         if terms.smoothing == "others":
@@ -147,7 +150,7 @@ def _dense_losses(row_loss: RowLoss, rows: Rows, config: Config) -> Array:
     unused, empty = rows.dense_labels == 0, rows.empty()
     if empty is not None:
         unused |= empty[..., None]
-    shares, _ = probabilities(rows.z(), None, row_state(rows, config.implementation))
+    shares, _ = probabilities(rows.z(), None, row_state(rows, config.implementation), rows.shards)
     # The inner select keeps the derivative at a mask's −∞ finite.
     each = row_loss(jnp.where(unused, 0, shares.log_p))
-    return jnp.sum(jnp.where(unused, 0, rows.dense_labels * each), axis=-1)
+    return rows.shards.sum(jnp.sum(jnp.where(unused, 0, rows.dense_labels * each), axis=-1))

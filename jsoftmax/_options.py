@@ -11,8 +11,9 @@ from jsoftmax import _checks
 from jsoftmax._axes import Axis, batch_shape, classes_last, normalize_axes
 from jsoftmax._dtypes import compute_dtype
 from jsoftmax._logits import Transform
-from jsoftmax._probabilities import IMPLEMENTATIONS
+from jsoftmax._platforms import IMPLEMENTATIONS
 from jsoftmax._rows import Rows
+from jsoftmax._shards import AxisName, class_shards, varying, vary_as
 
 DERIVATIVES = ("vjp", "jvp")
 SMOOTHINGS = ("uniform", "others")
@@ -27,12 +28,16 @@ class LogitOptions(TypedDict, total=False):
     derivative: "vjp" (the default) has reverse mode and forward over reverse; "jvp" has every mode and order. Both
         save the same; the second takes more time, and with several options more temporary memory.
     implementation: None chooses by the platform the program is compiled for; "cpu" or "accelerator" forces that form.
+    axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split. Whatever has one entry a
+        class is then this device's stretch of it; integer labels number the classes of all; results are the same on
+        all devices.
     """
 
     temperature: ArrayLike
     softcap: ArrayLike | None
     derivative: str
     implementation: str | None
+    axis_name: AxisName
 
 
 class LossOptions(LogitOptions, total=False):
@@ -101,7 +106,17 @@ def checked_rows(
             ) from None
         where = classes_last(where, axes)
     transform = logit_transform(where, options, batch, compute_dtype(logits.dtype))
-    return Rows(classes_last(logits, axes), labels, transform)
+    shards = class_shards(options.get("axis_name"))
+    if shards.names and shards.are_typed and not varying(logits) >= set(shards.names):
+        raise ValueError(
+            f"logits varies over the mesh axes {sorted(varying(logits))}, but axis_name={shards.names} says that its "
+            "classes are split over those; name them in in_specs"
+        )
+    # Typed alike, so that the derivative of each is this device's part, and is summed where it was made to vary.
+    transform = vary_as(transform, logits)
+    if labels is not None and not jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = vary_as(labels, logits)
+    return Rows(classes_last(logits, axes), labels, transform, shards=shards)
 
 
 def _checked_labels(labels: Array, logits: Array, axes: tuple[int, ...], batch: tuple[int, ...]) -> Array:

@@ -11,6 +11,7 @@ The state (m, s) is computed in two ways, one for CPUs and one for accelerators;
 (docs/architecture.md).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -19,12 +20,13 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from jsoftmax._platforms import choose
 from jsoftmax._rows import Rows
+from jsoftmax._shards import ClassShards
 
 # Exponentials are kept in these units: a row's total stays far from overflow, and the terms of a sum that is itself a
 # normal number do not underflow one by one.
 UNIT = 2.0**60
-IMPLEMENTATIONS = ("cpu", "accelerator")
 
 
 class RowState(NamedTuple):
@@ -82,12 +84,11 @@ def row_state(rows: Rows, implementation: str | None) -> RowState:
     A constant to derivatives: those of `probabilities` account for it.
     """
     rows, empty = lax.stop_gradient(rows), rows.empty()
-    if implementation == "cpu":
-        maximum, others = _folded_state(rows, empty)
-    elif implementation == "accelerator":
-        maximum, others = _reduced_state(rows, empty)
-    else:
-        maximum, others = lax.platform_dependent(rows, empty, cpu=_folded_state, default=_reduced_state)
+    maximum, others = choose(
+        implementation, rows, empty, cpu=_folded_state, accelerator=_reduced_state, partitioned=_counted_state
+    )
+    if rows.shards.names:
+        maximum, others = _merged_state(rows.shards, maximum, others)
     defined = _defined(maximum, empty)
     logsumexp = jnp.where(jnp.isinf(maximum), maximum, defined + jnp.log1p(others))
     return RowState(defined, others, logsumexp)
@@ -157,6 +158,17 @@ def _positions(z: Array, size: int) -> Array:
     return lax.broadcasted_iota(jnp.int32, (*z.shape[:-1], size), z.ndim - 1)
 
 
+def _counted_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
+    """For CPUs among which XLA splits the class axis: leave every largest class out, and put all but one back."""
+    z = rows.z()
+    maximum = jnp.max(z, axis=-1)
+    top = _defined(maximum, empty)[..., None]
+    largest = z == top
+    smaller = jnp.sum(jnp.where(largest, 0, exponentials(z, top)), axis=-1) / UNIT
+    tops = jnp.maximum(jnp.sum(largest, axis=-1, dtype=z.dtype), 1)
+    return maximum, smaller + (tops - 1)
+
+
 def _reduced_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     """For accelerators: one pass, reading each logit once. (m, s) merges associatively."""
     del empty
@@ -177,12 +189,32 @@ def _merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array
     return maximum, above + _times_exponential(UNIT + below, lesser, finite)
 
 
-@jax.custom_jvp
-def probabilities(z: Array, label_z: Array | None, state: RowState) -> tuple[Shares, Shares | None]:
+def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[Array, Array]:
+    """The state of all shards' classes together.
+
+    As many largest classes as there are shards that hold one have been left out. All but one are put back by counting.
+    """
+    is_nan, none_here = jnp.isnan(maximum), jnp.isneginf(maximum)
+    top = shards.max(jnp.where(is_nan, -jnp.inf, maximum))
+    at_top = maximum == top
+    finite = jnp.where(jnp.isinf(top), 0, top)
+    below = _times_exponential(UNIT * (1 + others), maximum, finite) / UNIT
+    share = jnp.where(none_here, 0, jnp.where(at_top, others, below))
+    # The largest of several numbers may overlook a NaN; a sum does not.
+    some_nan, tops, others = shards.sum((is_nan.astype(top.dtype), at_top.astype(top.dtype), share))
+    others = jnp.where(jnp.isneginf(top), 0, others + (tops - 1))
+    return jnp.where(some_nan > 0, jnp.nan, top), others
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def probabilities(
+    z: Array, label_z: Array | None, state: RowState, shards: ClassShards
+) -> tuple[Shares, Shares | None]:
     """softmax of the rows `z` (*batch, classes) and at their labels' `label_z` (*batch,), given the rows' state.
 
     `state` is a function of `z` and is not differentiated again.
     """
+    del shards  # its derivative sums over classes
     rows = _shares(z, *(number[..., None] for number in state))
     return rows, None if label_z is None else _shares(label_z, *state)
 
@@ -197,17 +229,17 @@ def _shares(z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares
 
 
 @probabilities.defjvp
-def _probabilities_jvp(primals, tangents):
+def _probabilities_jvp(shards, primals, tangents):
     # dlog p_j = dz_j − Σ p_i dz_i and dp_j = p_j · dlog p_j. Both are taken relative to dz at the class that holds
     # more than half of the row, if there is one, so that its own term vanishes instead of cancelling.
     z, label_z, state = primals
     z_dot, label_z_dot, _ = tangents
-    rows, label = probabilities(z, label_z, state)
-    at_peak = jnp.sum(jnp.where(z >= state.maximum[..., None], z_dot, 0), axis=-1)
+    rows, label = probabilities(z, label_z, state, shards)
+    at_peak = shards.sum(jnp.sum(jnp.where(z >= state.maximum[..., None], z_dot, 0), axis=-1))
     reference = jnp.where(state.others < 1, at_peak, 0)
     relative = z_dot - reference[..., None]
     # In units, because the mean may be a normal number where every p but one is not.
-    mean = jnp.sum(rows.scaled * relative, axis=-1) / UNIT
+    mean = shards.sum(jnp.sum(rows.scaled * relative, axis=-1)) / UNIT
     rows_dot = _shares_dot(rows, relative - mean[..., None])
     label_dot = None if label is None else _shares_dot(label, label_z_dot - reference - mean)
     return (rows, label), (rows_dot, label_dot)

@@ -12,6 +12,7 @@ from jsoftmax import _checks
 from jsoftmax._axes import Axis
 from jsoftmax._options import LogitOptions, checked_rows
 from jsoftmax._rows import Rows
+from jsoftmax._shards import spec_of, with_auto_axes
 from jsoftmax._statistics import Config, RowStatistics, row_statistics
 
 
@@ -76,7 +77,8 @@ def softmax_statistics(
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}")
     config = Config(RowStatistics._fields, options.get("implementation"), options.get("derivative", "vjp"))
-    return _softmax_statistics(rows, config)
+    statistics = functools.partial(_softmax_statistics, config=config)
+    return with_auto_axes(statistics, spec_of(rows.logits)[:-1], rows)
 
 
 @functools.partial(jax.jit, static_argnames="config")

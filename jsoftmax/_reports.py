@@ -31,7 +31,7 @@ def report_values(rows: Rows, idle: Array, numbers: Array | None) -> Array:
     labels = rows.integer_labels
     if labels is None:
         return idle
-    message = f"label {{shown}} of row {{row}} is none of {rows.logits.shape[-1]} classes"
+    message = f"label {{shown}} of row {{row}} is none of {rows.classes} classes"
     return _report.bind(idle, ~rows.is_class(labels), numbers, labels, message=message)
 
 

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._dtypes import narrowed
-from jsoftmax._labels import place_label, take_label
+from jsoftmax._labels import is_class, place_label, take_label
 from jsoftmax._logits import Transform, transform_logits
 from jsoftmax._probabilities import UNIT, RowState, Shares, exponentials, gap, probabilities, row_state
 from jsoftmax._rows import Rows
@@ -54,9 +53,21 @@ class Config(NamedTuple):
 
 def row_statistics(rows: Rows, config: Config) -> RowStatistics:
     """The statistics that `config.want` names, differentiable as `config.derivative` says."""
-    if config.derivative == "vjp":
-        return _reverse_mode(config, rows)
-    return _evaluate(config, rows)[0]
+    statistics = _reverse_mode(config, rows) if config.derivative == "vjp" else _evaluate(config, rows)[0]
+    return statistics._replace(argmax=_argmax(rows)) if "argmax" in config.want else statistics
+
+
+def _argmax(rows: Rows) -> Array:
+    """The first of the largest, or of the NaN."""
+    z = jax.lax.stop_gradient(rows).z()
+    here = jnp.argmax(z, axis=-1).astype(jnp.int32)
+    if not rows.shards.names:
+        return here
+    largest = jnp.max(z, axis=-1)
+    is_nan = jnp.isnan(largest)
+    is_top = largest == rows.shards.max(jnp.where(is_nan, -jnp.inf, largest))
+    is_it = jnp.where(rows.shards.any(is_nan), is_nan, is_top)
+    return rows.shards.min(jnp.where(is_it, here + rows.shards.first(z.shape[-1]), rows.classes))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -71,28 +82,26 @@ def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
         values["log_prob"] = -_negative_log_prob(rows, z, state)
     if "mean_log_prob" in config.want:
         weight, total = rows.mean_weights(z)
-        values["mean_log_prob"] = -(_weighted_gap(weight, z, top) + total * state.log_total)
+        values["mean_log_prob"] = -(_weighted_gap(rows, weight, z, top) + total * state.log_total)
     if "entropy" in config.want:
-        far = _weighted_gap(exponentials(z, top), z, top)
+        far = _weighted_gap(rows, exponentials(z, top), z, top)
         values["entropy"] = state.log_total + far / (UNIT * (1 + state.others))
     if empty is not None:
         values = {name: v if name == "logsumexp" else jnp.where(empty, 0, v) for name, v in values.items()}
-    if "argmax" in config.want:
-        values["argmax"] = jnp.argmax(z, axis=-1).astype(jnp.int32)
     return RowStatistics(**values), state
 
 
 def _negative_log_prob(rows: Rows, z: Array, state: RowState) -> Array:
     """Σ y_j ((m − z_j) + log1p(s)): no term is negative, so that nothing cancels."""
     if rows.integer_labels is not None:
-        return -gap(rows.label_z(rows.integer_labels), state.maximum) + state.log_total
+        return -gap(rows.label_z(), state.maximum) + state.log_total
     y = rows.dense_labels
-    return _weighted_gap(y, z, state.maximum[..., None]) + jnp.sum(y, axis=-1) * state.log_total
+    return _weighted_gap(rows, y, z, state.maximum[..., None]) + rows.shards.sum(jnp.sum(y, axis=-1)) * state.log_total
 
 
-def _weighted_gap(weight: Array, z: Array, top: Array) -> Array:
+def _weighted_gap(rows: Rows, weight: Array, z: Array, top: Array) -> Array:
     """Σ_j weight_j (m − z_j), a weight of 0 winning over a mask's ∞."""
-    return jnp.sum(jnp.where(weight == 0, 0, -weight * gap(z, top)), axis=-1)
+    return rows.shards.sum(jnp.sum(jnp.where(weight == 0, 0, -weight * gap(z, top)), axis=-1))
 
 
 @functools.partial(_evaluate.defjvp, symbolic_zeros=True)
@@ -104,8 +113,6 @@ def _evaluate_jvp(config, primals, tangents):
     # Under checkpoint, nothing but the logits and O(rows) numbers waits for a transpose.
     push = jax.checkpoint(functools.partial(_push_forward, config))
     statistics_dot = push(rows, state, statistics.entropy, rows_dot)
-    if statistics.argmax is not None:
-        statistics_dot = statistics_dot._replace(argmax=np.zeros(statistics.argmax.shape, jax.dtypes.float0))
     return (statistics, state), (statistics_dot, jax.tree.map(jnp.zeros_like, state))
 
 
@@ -121,7 +128,7 @@ def _reverse_mode_fwd(config: Config, rows: Rows):
 
 def _reverse_mode_bwd(config: Config, residuals, cotangent: RowStatistics):
     rows, state, entropy = residuals
-    return (_pull_back(config, rows, state, entropy, cotangent),)
+    return (_pull_back(config, rows, state, entropy, rows.shards.total(cotangent)),)
 
 
 _reverse_mode.defvjp(_reverse_mode_fwd, _reverse_mode_bwd)
@@ -148,7 +155,7 @@ def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | Non
         share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
         each = cotangent.mean_log_prob[..., None] * share * log_p
         weights_bar = jnp.sum(each, axis=range(each.ndim - 1)).astype(rows.class_weights.dtype)
-    return Rows(logits_bar, labels_bar, transform_bar, weights_bar)
+    return Rows(logits_bar, labels_bar, transform_bar, weights_bar, shards=rows.shards)
 
 
 def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | None, rows_dot: Rows) -> RowStatistics:
@@ -167,14 +174,13 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
         if name in config.want:
             unit = RowStatistics(**{name: jnp.ones_like(state.maximum)})
             slope = _slope(config, rows, entropy, shares, unit, active, z_dot.dtype)
-            tangents[name] = jnp.sum(slope * z_dot, axis=-1)
+            tangents[name] = rows.shards.sum(jnp.sum(slope * z_dot, axis=-1))
     if "log_prob" in tangents and rows.dense_labels is not None and rows_dot.labels is not None:
-        tangents["log_prob"] += jnp.sum(rows_dot.labels * log_p, axis=-1)
+        tangents["log_prob"] += rows.shards.sum(jnp.sum(rows_dot.labels * log_p, axis=-1))
     if "mean_log_prob" in tangents and rows_dot.class_weights is not None:
         share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
-        tangents["mean_log_prob"] += jnp.sum(
-            jnp.broadcast_to(rows_dot.class_weights, log_p.shape) * share * log_p, axis=-1
-        )
+        along = jnp.broadcast_to(rows_dot.class_weights, log_p.shape)
+        tangents["mean_log_prob"] += rows.shards.sum(jnp.sum(along * share * log_p, axis=-1))
     return RowStatistics(**tangents)
 
 
@@ -183,14 +189,14 @@ def _differentiable(rows: Rows):
 
     def apply(logits, softcap, temperature):
         options = dataclasses.replace(rows.transform, softcap=softcap, temperature=temperature)
-        return transform_logits(logits, options)
+        return transform_logits(logits, options, rows.shards)
 
     return apply, (rows.logits, rows.transform.softcap, rows.transform.temperature)
 
 
 def _shares(rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
-    label_z = None if rows.integer_labels is None else rows.label_z(rows.integer_labels)
-    return probabilities(rows.z(), label_z, state)
+    label_z = None if rows.integer_labels is None else rows.label_z()
+    return probabilities(rows.z(), label_z, state, rows.shards)
 
 
 def _usable_log_p(shares: Shares, active: Array) -> Array:
@@ -202,9 +208,9 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     """dz of the equation above, rounded to `dtype`; the label's entry comes from 1 − p_y, never from p_y − 1."""
     row, label = shares
     a, b, c, d = (None if bar is None else bar[..., None] for bar in cotangent[:4])
-    labels = rows.integer_labels
+    labels = rows.local_labels
     if b is not None and labels is not None:
-        b = jnp.where(rows.is_class(labels)[..., None], b, jnp.nan)
+        b = jnp.where(rows.is_class(rows.labels)[..., None], b, jnp.nan)
 
     def terms(share: Shares, toward_label, weight, total):
         slope = jnp.zeros_like(share.p)
@@ -223,15 +229,19 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
         weight, total = rows.mean_weights(rows.z())
         total = total[..., None]
     if labels is None or b is None:
-        return terms(row, _toward_dense(rows.dense_labels, row), weight, total)
+        return terms(row, _toward_dense(rows, row), weight, total)
     at_label = Shares(*(number[..., None] for number in label))
     label_weight = None if weight is None else take_label(weight, labels)
     entry = terms(at_label, at_label.not_p, label_weight, total)
-    return place_label(terms(row, -row.p, weight, total), entry, labels, config.implementation)
+    slope = terms(row, -row.p, weight, total)
+    if rows.shards.names:  # the label may be another shard's
+        entry = jnp.where(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
+    return place_label(slope, entry, labels, config.implementation)
 
 
-def _toward_dense(y: Array | None, row: Shares) -> Array | None:
+def _toward_dense(rows: Rows, row: Shares) -> Array | None:
     """y_j − Y·p_j without cancellation: y_j (1 − p_j) − Σ_{i≠j} y_i · p_j."""
+    y = rows.dense_labels
     if y is None:
         return None
-    return y * row.not_p - (jnp.sum(y, axis=-1, keepdims=True) - y) * row.p
+    return y * row.not_p - (rows.shards.sum(jnp.sum(y, axis=-1, keepdims=True)) - y) * row.p
