@@ -12,6 +12,7 @@ PACKAGE = ROOT / "jsoftmax"
 
 # From the bottom up. A module imports from layers below its own: not from its own, not from above.
 LAYERS = [
+    {"_platforms", "_shards"},
     {"_axes", "_checks", "_dtypes", "_labels"},
     {"_logits", "_matmul"},
     {"_rows"},

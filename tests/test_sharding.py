@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jsoftmax
+from benchmarks import sharded as sharded_benchmark
 
 ROWS, CLASSES, FEATURES = 8, 40, 5
 # Sums in another order: a few units in the last place of the largest entry.
@@ -452,6 +453,14 @@ def test_memory_falls_with_the_number_of_shards(engine):
         mesh = jax.make_mesh((1, shards), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
         sizes[shards] = local_program(engine, mesh).memory_analysis().temp_size_in_bytes
     assert sizes[8] < sizes[2] / 4 * 1.25  # a few numbers a row remain
+
+
+@pytest.mark.parametrize(("data", "model"), [(2, 4), (1, 8), (8, 1)])
+def test_plan_on_paper_is_what_compiles(data, model):
+    """The bytes that the page on planning counts, in the program."""
+    on_paper = sharded_benchmark.plan(64, 16, 512, data, model, itemsize=4)
+    sent = sharded_benchmark.compiled_bytes(64, 16, 512, data, model)
+    assert sent == {name: getattr(on_paper, name) for name in sent}
 
 
 def test_what_is_sent_is_found():
