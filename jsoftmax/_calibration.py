@@ -39,8 +39,8 @@ class Calibration(NamedTuple):
         axes = normalize_axes(axis, logits.ndim)
         rows = classes_last(logits, axes).astype(compute_dtype(logits.dtype))
         _checks.has_shape("logits", rows, (*rows.shape[:-1], *self.bias.shape), "the classes of the fit in its axis")
-        scaled = rows / self.temperature.astype(rows.dtype)
-        return classes_back(scaled + jnp.broadcast_to(self.bias, rows.shape).astype(rows.dtype), axes, logits.shape)
+        temperature, bias = (jnp.broadcast_to(x, rows.shape).astype(rows.dtype) for x in (self.temperature, self.bias))
+        return classes_back(rows / temperature + bias, axes, logits.shape)
 
 
 def fit_temperature(
@@ -110,8 +110,6 @@ def fit_temperature(
     counted = counted_rows(logits, labels, axis, where, weights, ignore_index)
     dtype = counted.rows.dtype
     smallest, largest = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise ValueError(f"bounds must be a pair, the least and the greatest temperature, got {bounds!r}")
     numbers = {"bounds[0]": bounds[0], "bounds[1]": bounds[1], "bias_penalty": bias_penalty}
     ranges = ((smallest, 1.0), (1.0, largest), (smallest, largest))
     for (name, value), (least, greatest) in zip(numbers.items(), ranges, strict=True):

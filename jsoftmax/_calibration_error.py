@@ -101,7 +101,7 @@ def expected_calibration_error(
     where: ArrayLike | None = None,
     *,
     bins: int = 15,
-    order: float = 1,
+    order: float | int = 1,
     weights: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> Array:
@@ -156,7 +156,7 @@ def adaptive_calibration_error(
     where: ArrayLike | None = None,
     *,
     bins: int = 15,
-    order: float = 1,
+    order: float | int = 1,
     weights: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> Array:
@@ -205,7 +205,7 @@ def classwise_calibration_error(
     where: ArrayLike | None = None,
     *,
     bins: int = 15,
-    order: float = 1,
+    order: float | int = 1,
     equal_mass: bool = False,
     weights: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -254,12 +254,12 @@ def classwise_calibration_error(
 
 
 def _binning(bins: int, equal_mass: bool) -> Binning:
-    if not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be an int of at least 1, got {bins!r}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
     return Binning(bins, bool(equal_mass))
 
 
-def _checked_order(order: float) -> float:
+def _checked_order(order: float | int) -> float:
     _checks.within("order", order, 1.0, float("inf"))
     return float(order)
 

@@ -165,7 +165,6 @@ def activation_comparison(*, axes: Axes = None) -> Axes:
         "ReLU(x)": np.maximum(x, 0),
         "GELU(x)": jax.nn.gelu(x, approximate=False),
     }
-    axes.axhline(0, color=GREY, linewidth=0.6)
     for (name, curve), (colour, _, style) in zip(curves.items(), SERIES, strict=True):
         axes.plot(x, curve, color=colour, linestyle=style, linewidth=1.8, label=name)
     axes.set_ylim(-1.2, 3.2)
