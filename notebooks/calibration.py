@@ -83,8 +83,9 @@ plt.show()
 # %% [markdown]
 # ## One temperature
 #
-# Dividing all logits by a temperature T > 1 makes every row less sure, and changes no prediction. `fit_temperature` finds
-# the T at which the labels of rows held out for it are most likely. In 1/T the loss is convex: there is one minimum.
+# Dividing all logits by a temperature T > 1 makes every row less sure, and changes no prediction. `fit_temperature`
+# finds the T at which the labels of rows held out for it are most likely. In 1/T the loss is convex: there is one
+# minimum.
 
 # %%
 fitted, fitted_labels = model(images[fitting]), digits[fitting]
