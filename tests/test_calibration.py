@@ -145,9 +145,9 @@ def test_gradient_by_finite_differences(scaling, x64):
         fit = jsoftmax.fit_temperature(logits, labels, scaling=scaling, weights=weights, bias_penalty=penalty)
         return jnp.sum(mix[0] * fit.temperature) + jnp.sum(mix[1] * fit.bias) + fit.loss_after
 
-    # A large penalty, so that no direction is flat, where differences would be noise.
+    # A large penalty, so that no direction is flat; a step far above what the search leaves uncertain, about 1e-11.
     at = (jnp.asarray(2 * logits), jnp.asarray(weights), jnp.asarray(0.1))
-    number_and_gradients, step = jax.jit(jax.value_and_grad(number, (0, 1, 2))), 1e-5
+    number_and_gradients, step = jax.jit(jax.value_and_grad(number, (0, 1, 2))), 1e-4
     gradients = number_and_gradients(*at)[1]
     for _ in range(4):
         along = [random.normal(size=x.shape) for x in at]
@@ -155,7 +155,7 @@ def test_gradient_by_finite_differences(scaling, x64):
             number_and_gradients(*(x + sign * step * d for x, d in zip(at, along, strict=True)))[0] for sign in (1, -1)
         )
         slope = sum(np.vdot(g, d) for g, d in zip(gradients, along, strict=True))
-        np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
     if scaling == "temperature":  # forward mode says the same
         tangent = jax.jvp(number, at, tuple(map(jnp.asarray, along)))[1]
         np.testing.assert_allclose(tangent, slope, rtol=1e-9, atol=1e-12)
