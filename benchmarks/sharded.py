@@ -71,7 +71,9 @@ def compiled_bytes(rows: int, features: int, classes: int, data: int, model: int
     program = jax.jit(jax.value_and_grad(mapped, argnums=(0, 1))).lower(*arrays).compile().as_text()
     kinds = {(rows // data, features): "features_gradient", (features, classes // model): "kernel_gradient"}
     sums = dict.fromkeys((*kinds.values(), "statistics"), 0)
-    for result, alone in re.findall(r"= (.+?) all-reduce(?:-start)?\(.*?replica_groups=(\{\{\d+\}|\[\d+,1\])?", program):
+    for result, alone in re.findall(
+        r"= (.+?) all-reduce(?:-start)?\(.*?replica_groups=(\{\{\d+\}|\[\d+,1\])?", program
+    ):
         if alone:  # among one device: nothing is sent
             continue
         for dimensions in re.findall(r"f32\[([\d,]*)\]", result):

@@ -17,7 +17,6 @@ import optax
 from flax import nnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -25,12 +24,11 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import jsoftmax
+from jsoftmax import plots
 
 CLASSES = 10
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#B0B0B0"
 
 
 class Digits(NamedTuple):
@@ -114,17 +112,9 @@ def train(data: Digits, held_out: Digits, *, seed: int, epochs: int, on_epoch=la
 def score(network: Network, data: Digits) -> Scores:
     logits = predict(network, data.images)
     loss = jsoftmax.softmax_cross_entropy_with_integer_labels(logits, data.labels).mean()
-    probabilities = np.asarray(jsoftmax.softmax(logits))
-    right = probabilities.argmax(axis=-1) == data.labels
-    error = expected_calibration_error(probabilities.max(axis=-1), right)
-    return Scores(float(right.mean()), float(loss), error)
-
-
-def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """How far confidence and accuracy lie apart, averaged over bins of equal width (Guo et al. 2017)."""
-    bin_of_row = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of_row, weights=confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    right = np.asarray(logits).argmax(axis=-1) == data.labels
+    error = jsoftmax.expected_calibration_error(logits, data.labels)
+    return Scores(float(right.mean()), float(loss), float(error))
 
 
 def draw(network: Network, history: History, held_out: Digits, path: Path) -> None:
@@ -132,89 +122,53 @@ def draw(network: Network, history: History, held_out: Digits, path: Path) -> No
     figure = Figure(figsize=(13, 9), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     panels = figure.subfigures(2, 2).ravel()
-    draw_history(panels[0].subplots(), history)
-    draw_sigmoid(panels[1].subplots())
+    axes = plots.loss_curves({"train": history.train, "held out": history.held_out}, axes=panels[0].subplots())
+    axes.set_title("Cross-entropy while training", fontsize=12, loc="left")
+    plots.softmax_against_sigmoid(axes=panels[1].subplots())
     # The digit that the network is surest of, then those it is least sure of.
     from_unsure = np.argsort(np.asarray(jsoftmax.softmax(logits).max(axis=-1)))
     draw_digits(panels[2], held_out, np.asarray(logits), [from_unsure[-1], *from_unsure[2::-1]])
     temperatures, smoothing = panels[3].subplots(1, 2)
-    draw_temperatures(temperatures, logits[from_unsure[0]])
+    plots.temperature_sweep(logits[from_unsure[0]], axes=temperatures)
+    temperatures.set_title("Temperature, least sure digit", fontsize=12, loc="left")
+    temperatures.set_xlabel("digit")
     draw_smoothing(smoothing)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-
-
-def tidy(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, fontsize=12, loc="left")
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_history(axes: Axes, history: History) -> None:
-    epochs = np.arange(1, len(history.train) + 1)
-    axes.plot(epochs, history.train, "o-", markersize=4, color=BLUE, label="train")
-    axes.plot(epochs, history.held_out, "s--", markersize=4, color=ORANGE, label="held out")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    tidy(axes, "Cross-entropy while training", "epoch", "mean loss (nats)")
-
-
-def draw_sigmoid(axes: Axes) -> None:
-    curve, dots = jnp.linspace(-8, 8, 400), jnp.arange(-8.0, 9.0)
-    pairs = jnp.stack([dots, jnp.zeros_like(dots)], axis=-1)
-    axes.plot(curve, jax.nn.sigmoid(curve), color=BLUE, label="sigmoid(x)")
-    axes.plot(dots, jsoftmax.softmax(pairs)[:, 0], "o", color=ORANGE, label="softmax([x, 0]), first entry")
-    axes.legend(frameon=False, loc="upper left")
-    tidy(axes, "Two classes: softmax is the sigmoid", "x", "probability")
 
 
 def draw_digits(panel: SubFigure, data: Digits, logits: np.ndarray, rows: list[int]) -> None:
     panel.suptitle("Held-out digits: surest, then three least sure (label in blue)", fontsize=12, x=0.09, ha="left")
     axes = panel.subplots(2, len(rows), height_ratios=[1, 1.2], sharey="row")
     for (image, bars), row in zip(axes.T, rows, strict=True):
-        label, probabilities = data.labels[row], np.asarray(jsoftmax.softmax(logits[row]))
+        label, guess = int(data.labels[row]), logits[row].argmax()
         image.imshow(data.images[row, :, :, 0], cmap="gray_r")
         image.set(xticks=[], yticks=[])
-        guess = probabilities.argmax()
         image.set_title(f"label {label}" if guess == label else f"label {label}, guess {guess}", fontsize=11)
-        colours = [GREY] * CLASSES
-        colours[guess], colours[label] = ORANGE, BLUE
-        bars.bar(range(CLASSES), probabilities, color=colours)
-        bars.set(ylim=(0, 1.02), xticks=range(CLASSES), xlabel="digit")
+        plots.probability_bars(logits[row], label, axes=bars)
+        bars.set_title("", loc="left")
+        bars.set(xlabel="digit", ylabel="")
         bars.tick_params(labelsize=8)
-        bars.spines[["top", "right"]].set_visible(False)
     axes[1, 0].set_ylabel("probability")
-
-
-def draw_temperatures(axes: Axes, logits: jax.Array) -> None:
-    for temperature, colour, marker in ((0.2, BLUE, "o"), (1.0, ORANGE, "s"), (5.0, GREEN, "^")):
-        probabilities = jsoftmax.softmax(logits, temperature=temperature)
-        axes.plot(probabilities, marker=marker, markersize=5, color=colour, linewidth=1, label=f"T = {temperature:g}")
-    axes.set(xticks=range(CLASSES), ylim=(-0.03, 1.03))
-    axes.legend(frameon=False)
-    tidy(axes, "Temperature, least sure digit", "digit", "probability")
 
 
 def draw_smoothing(axes: Axes) -> None:
     lead = jnp.linspace(-1, 12, 400)
     logits = jnp.zeros((400, CLASSES)).at[:, 0].set(lead)
     minima = []
-    for share, colour, style in ((0.0, BLUE, "-"), (0.1, ORANGE, "--"), (0.3, GREEN, "-.")):
+    for share, (colour, _, style) in zip((0.0, 0.1, 0.3), plots.SERIES, strict=False):
         losses = jsoftmax.softmax_cross_entropy_with_integer_labels(
             logits, jnp.zeros(400, jnp.int32), label_smoothing=share
         )
-        axes.plot(lead, losses, style, color=colour, label=f"ε = {share:g}")
+        axes.plot(lead, losses, linestyle=style, color=colour, label=f"ε = {share:g}")
         # Without smoothing the loss falls for ever.
         if share:
             minima.append((lead[losses.argmin()], losses.min()))
     axes.plot(*zip(*minima, strict=True), "ko", label="minimum")
-    axes.set_ylim(-0.15, 4.2)
+    axes.set(ylim=(-0.15, 4.2), xlabel="lead of the label's logit", ylabel="loss (nats)")
+    axes.set_title("Label smoothing", fontsize=12, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    tidy(axes, "Label smoothing", "lead of the label's logit", "loss (nats)")
 
 
 def print_scores(console: Console, scores: dict[str, Scores]) -> None:

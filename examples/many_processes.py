@@ -131,9 +131,7 @@ class Trainer:
             return jax.lax.psum(total, "data") / (SETTINGS.batch_size * SETTINGS.context)
 
         rows = P("data")
-        loss = jax.shard_map(
-            local_loss, mesh=self.mesh, in_specs=(self.split["parameters"], rows, rows), out_specs=P()
-        )
+        loss = jax.shard_map(local_loss, mesh=self.mesh, in_specs=(self.split["parameters"], rows, rows), out_specs=P())
         value, gradients = jax.value_and_grad(loss)(state["parameters"], tokens, labels)
         updates, optimizer = self.optimizer.update(gradients, state["optimizer"], state["parameters"])
         return {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer}, value

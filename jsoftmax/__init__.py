@@ -2,13 +2,25 @@
 
 from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
 from jsoftmax._blockwise import blockwise as blockwise
+from jsoftmax._calibration import Calibration as Calibration, fit_temperature as fit_temperature
+from jsoftmax._calibration_error import (
+    ReliabilityBins as ReliabilityBins,
+    adaptive_calibration_error as adaptive_calibration_error,
+    classwise_calibration_error as classwise_calibration_error,
+    expected_calibration_error as expected_calibration_error,
+    reliability_bins as reliability_bins,
+)
 from jsoftmax._cross_entropy import (
     poly_loss_cross_entropy as poly_loss_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
     softmax_focal_loss as softmax_focal_loss,
 )
-from jsoftmax._distributions import kl_divergence as kl_divergence, smooth_labels as smooth_labels
+from jsoftmax._distributions import (
+    brier_score as brier_score,
+    kl_divergence as kl_divergence,
+    smooth_labels as smooth_labels,
+)
 from jsoftmax._linear import (
     default_block_size as default_block_size,
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax._axes import Axis, classes_back, normalize_axes
 from jsoftmax._options import LogitOptions, checked_rows
-from jsoftmax._probabilities import Shares, probabilities, row_state
+from jsoftmax._probabilities import Shares, row_shares
 from jsoftmax._rows import Rows
 from jsoftmax._shards import AxisName, spec_of, with_auto_axes
 from jsoftmax._statistics import Config, row_statistics
@@ -148,9 +148,7 @@ def logsumexp(
     return with_auto_axes(_logsumexp, spec_of(rows.logits)[:-1], rows).astype(rows.logits.dtype)
 
 
-def _activation(
-    field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions
-) -> Array:
+def _activation(field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions) -> Array:
     rows = checked_rows(logits, None, axis, where, options)
     logits = jnp.asarray(logits)
     if logits.size == 0:
@@ -161,7 +159,7 @@ def _activation(
 
 @jax.jit
 def _shares(rows: Rows) -> Shares:
-    return probabilities(rows.z(), None, row_state(rows, None), rows.shards)[0]
+    return row_shares(rows)
 
 
 @jax.jit

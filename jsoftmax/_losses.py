@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jsoftmax import _checks
 from jsoftmax._axes import Axis
 from jsoftmax._options import SMOOTHINGS, LossOptions, checked_rows
-from jsoftmax._probabilities import probabilities, row_state
+from jsoftmax._probabilities import row_shares
 from jsoftmax._reports import report_values
 from jsoftmax._rows import Rows
 from jsoftmax._shards import spec_of, vary_as, with_auto_axes
@@ -150,7 +150,7 @@ def _dense_losses(row_loss: RowLoss, rows: Rows, config: Config) -> Array:
     unused, empty = rows.dense_labels == 0, rows.empty()
     if empty is not None:
         unused |= empty[..., None]
-    shares, _ = probabilities(rows.z(), None, row_state(rows, config.implementation), rows.shards)
+    shares = row_shares(rows, config.implementation)
     # The inner select keeps the derivative at a mask's −∞ finite.
     each = row_loss(jnp.where(unused, 0, shares.log_p))
     return rows.shards.sum(jnp.sum(jnp.where(unused, 0, rows.dense_labels * each), axis=-1))

@@ -219,6 +219,11 @@ def probabilities(
     return rows, None if label_z is None else _shares(label_z, *state)
 
 
+def row_shares(rows: Rows, implementation: str | None = None) -> Shares:
+    """softmax of every row."""
+    return probabilities(rows.z(), None, row_state(rows, implementation), rows.shards)[0]
+
+
 def _shares(z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
     del logsumexp
     scaled = exponentials(z, maximum) / (1 + others)

@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jsoftmax
+from jsoftmax import plots
 from jsoftmax.testing import check_gradients
 
 np.set_printoptions(precision=3, suppress=True)
@@ -118,11 +119,7 @@ x = jnp.linspace(-8, 8, 101)
 pairs = jnp.stack([x, jnp.zeros_like(x)], axis=-1)
 np.testing.assert_allclose(jsoftmax.softmax(pairs)[:, 0], jax.nn.sigmoid(x), rtol=1e-6)
 
-fig, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
-axes.plot(x, jax.nn.sigmoid(x), label="sigmoid(x)")
-axes.plot(x[::5], jsoftmax.softmax(pairs)[::5, 0], "o", markersize=4, label="softmax([x, 0]), first entry")
-axes.set(xlabel="x", ylabel="probability")
-axes.legend(frameon=False)
+plots.softmax_against_sigmoid()
 plt.show()
 
 # %% [markdown]
@@ -146,6 +143,11 @@ value, gradient = jax.value_and_grad(loss)(jnp.asarray(z), 0)
 print(f"loss {value:.3f}, gradient", np.asarray(gradient))
 np.testing.assert_allclose(value, -np.log(0.659), atol=5e-4)
 np.testing.assert_allclose(gradient, p - np.array([1, 0, 0]), atol=1e-7)
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+plots.probability_bars(z, 0, axes=left)
+plots.gradient_bars(z, 0, axes=right)
+plt.show()
 
 # %% [markdown]
 # A single example proves little. `check_gradients` compares the gradient of a loss with three answers that do not
@@ -186,6 +188,9 @@ for temperature in (0.0, 0.5, 1.0, 2.0, 100.0):
     print(f"T = {temperature:<5g}", np.asarray(jsoftmax.softmax(z, temperature=temperature)))
 np.testing.assert_array_equal(jsoftmax.softmax(z, temperature=0.0), [1, 0, 0])
 np.testing.assert_allclose(jsoftmax.softmax(z, temperature=2.0), jsoftmax.softmax(z / 2), rtol=1e-6)
+
+plots.temperature_sweep(z, (0.0, 0.5, 1.0, 2.0, 100.0))
+plt.show()
 
 # %% [markdown]
 # ## Label smoothing

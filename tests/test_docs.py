@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import jsoftmax
+import jsoftmax.plots
 import jsoftmax.testing
 
 ROOT = Path(__file__).parent.parent
@@ -29,14 +30,14 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def public_names(module):
-    """What a module imports on purpose (jsoftmax), or defines (jsoftmax.testing)."""
+    """What a module imports on purpose (jsoftmax), or defines (the others)."""
     for name, value in vars(module).items():
         own = module is jsoftmax or getattr(value, "__module__", None) == module.__name__
         if own and not name.startswith("_") and not inspect.ismodule(value):
             yield f"{module.__name__}.{name}"
 
 
-NAMES = [*public_names(jsoftmax), *public_names(jsoftmax.testing)]
+NAMES = [name for module in (jsoftmax, jsoftmax.plots, jsoftmax.testing) for name in public_names(module)]
 
 
 @pytest.fixture

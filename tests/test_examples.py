@@ -41,14 +41,6 @@ def test_shift_moves_each_image_by_at_most_one_pixel(digits):
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
 
 
-def test_expected_calibration_error(digits):
-    # Two bins of two rows each: confidence 0.9 and half right, confidence 0.3 and half right.
-    confidence, right = np.array([0.9, 0.9, 0.3, 0.3]), np.array([True, False, True, False])
-    error = digits.expected_calibration_error(confidence, right)
-    np.testing.assert_allclose(error, 0.5 * 0.4 + 0.5 * 0.2, rtol=1e-15)
-    assert digits.expected_calibration_error(np.ones(3), np.ones(3, bool)) == 0
-
-
 @pytest.mark.slow
 def test_demo_learns_to_read_digits(digits, tmp_path, monkeypatch, capsys):
     scores = {}

@@ -13,16 +13,16 @@ PACKAGE = ROOT / "jsoftmax"
 # From the bottom up. A module imports from layers below its own: not from its own, not from above.
 LAYERS = [
     {"_platforms", "_shards"},
-    {"_axes", "_checks", "_dtypes", "_labels"},
+    {"_axes", "_bins", "_checks", "_dtypes", "_labels", "_minimize"},
     {"_logits", "_matmul"},
     {"_rows"},
     {"_probabilities", "_reports"},
     {"_options", "_statistics"},
-    {"_activations", "_blockwise", "_losses", "_public_statistics"},
-    {"_cross_entropy", "_distributions", "_linear", "_sigmoid"},
+    {"_activations", "_blockwise", "_counted", "_losses", "_public_statistics"},
+    {"_calibration", "_calibration_error", "_cross_entropy", "_distributions", "_linear", "_sigmoid"},
     {"__init__"},
     {"reference"},
-    {"testing"},
+    {"plots", "testing"},
     {"_verify"},
     {"__main__"},
 ]

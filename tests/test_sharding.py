@@ -273,7 +273,11 @@ def test_edge_rows_equal_one_device(check_vma):
         total = lambda z: jnp.sum(loss(z, labels, **chosen))
         rowwise = (loss(logits, labels, **chosen), jsoftmax.logsumexp(logits, **chosen))
         argmax = jsoftmax.softmax_statistics(logits, labels, **chosen).argmax
-        classwise = (jsoftmax.softmax(logits, **chosen), jsoftmax.log_softmax(logits, **chosen), jax.grad(total)(logits))
+        classwise = (
+            jsoftmax.softmax(logits, **chosen),
+            jsoftmax.log_softmax(logits, **chosen),
+            jax.grad(total)(logits),
+        )
         return (*rowwise, argmax), classwise
 
     split = P(None, ("data", "model"))
@@ -411,7 +415,9 @@ def test_jit_equals_one_device(layout):
     labels = jax.random.randint(jax.random.key(2), (N,), 0, V)
     function = jax.jit(jax.value_and_grad(linear_mean, argnums=(0, 1)))
     expected = function(features, kernel, labels)
-    placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in ((features, rows), (kernel, columns), (labels, rows))]
+    placed = [
+        jax.device_put(a, NamedSharding(mesh, s)) for a, s in ((features, rows), (kernel, columns), (labels, rows))
+    ]
     assert_close(function(*placed), expected)
     logits = features @ kernel
     split = NamedSharding(mesh, P(*(*rows, None)[:1], columns[1] if len(columns) > 1 else None))
