@@ -20,7 +20,7 @@ from jsoftmax import _checks
 from jsoftmax._dtypes import compute_dtype
 from jsoftmax._options import DERIVATIVES
 from jsoftmax._platforms import is_partitioned
-from jsoftmax._shards import ClassShards, vary_as
+from jsoftmax._shards import UNSPLIT, ClassShards, vary_as
 
 Tree = Any
 DEFAULT_BLOCK_SIZE = 1024
@@ -101,7 +101,7 @@ class Blocks:
     loss: Callable[[tuple, Tree, Tree], Tree]
     block_size: int
     derivative: str = "vjp"
-    shards: ClassShards = ClassShards()  # over which the result is the same
+    shards: ClassShards = UNSPLIT  # over which the result is the same
 
     def apply(self, params: Tree, rows: Tree) -> Tree:
         count = _row_count(rows)

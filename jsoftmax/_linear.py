@@ -98,7 +98,8 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options, 
         _checks.has_shape("where", where, (classes,), "True for a class that takes part")
         # What a masked class has in the kernel must not reach the features' gradient as 0 · NaN.
         kernel = jnp.where(jnp.expand_dims(where, 1 if kernel_transposed else 0), kernel, 0)
-    known, shared, each = {"axis_name": class_shards(options.get("axis_name")).names or None}, {}, {}
+    known: dict[str, Any] = {"axis_name": class_shards(options.get("axis_name")).names or None}
+    shared, each = {}, {}
     for name, value in options.items():
         if name in known:
             continue

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jsoftmax._dtypes import compute_dtype
-from jsoftmax._shards import ClassShards
+from jsoftmax._shards import UNSPLIT, ClassShards
 
 
 @functools.partial(
@@ -40,7 +40,7 @@ class Transform:
 
 
 def transform_logits(
-    logits: Float[Array, "*batch classes"], transform: Transform, shards: ClassShards = ClassShards()
+    logits: Float[Array, "*batch classes"], transform: Transform, shards: ClassShards = UNSPLIT
 ) -> Float[Array, "*batch classes"]:
     """The logits that enter softmax, in the dtype in which rows are computed."""
     z = logits.astype(compute_dtype(logits.dtype))

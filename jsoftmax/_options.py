@@ -13,7 +13,7 @@ from jsoftmax._dtypes import compute_dtype
 from jsoftmax._logits import Transform
 from jsoftmax._platforms import IMPLEMENTATIONS
 from jsoftmax._rows import Rows
-from jsoftmax._shards import AxisName, class_shards, varying, vary_as
+from jsoftmax._shards import AxisName, class_shards, vary_as, varying
 
 DERIVATIVES = ("vjp", "jvp")
 SMOOTHINGS = ("uniform", "others")

@@ -1,4 +1,4 @@
-"""The form of a computation that suits where it will run, which is known when a program is compiled and not when traced."""
+"""The form of a computation that suits where it will run: known when a program is compiled, not when it is traced."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +18,8 @@ def choose(
 ) -> Any:
     """One of three forms of the same function, applied to the operands.
 
-    `partitioned` is for CPUs too, where XLA splits the arrays of the program over several of them: it takes no slices of
-    the class axis, which might be the one that is split.
+    `partitioned` is for CPUs too, where XLA splits the arrays of a program over several of them: it takes no slices
+    of the class axis, which might be the one that is split.
     """
     if implementation is not None:
         return {"cpu": cpu, "accelerator": accelerator}[implementation](*operands)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Integer
 from jsoftmax._dtypes import compute_dtype, widened_part
 from jsoftmax._labels import is_class, label_index
 from jsoftmax._logits import Transform, transform_logits
-from jsoftmax._shards import ClassShards
+from jsoftmax._shards import UNSPLIT, ClassShards
 
 
 @functools.partial(
@@ -33,7 +33,7 @@ class Rows:
     transform: Any = dataclasses.field(default_factory=Transform)
     class_weights: Any = None  # (classes,); they enter mean_log_prob
     active: Any = None  # (*batch,): rows that take part; the others' gradients are exactly 0
-    shards: ClassShards = ClassShards()
+    shards: ClassShards = UNSPLIT
 
     @property
     def integer_labels(self) -> Any:

@@ -62,9 +62,12 @@ class ClassShards:
         return bool(varying(lax.axis_index(self.names)))
 
 
+UNSPLIT = ClassShards()
+
+
 def class_shards(axis_name: AxisName) -> ClassShards:
     if axis_name is None:
-        return ClassShards()
+        return UNSPLIT
     return ClassShards((axis_name,) if isinstance(axis_name, str) else tuple(axis_name))
 
 
@@ -87,7 +90,9 @@ def vary_as(tree: Any, *arrays: Array) -> Any:
         missing = tuple(sorted(axes - varying(leaf)))
         if not missing:
             return leaf
-        return lax.pcast(leaf, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(leaf, missing)
+        if hasattr(lax, "pcast"):
+            return lax.pcast(leaf, missing, to="varying")
+        return lax.pvary(leaf, missing)  # pyright: ignore[reportAttributeAccessIssue]  # its name before JAX 0.9
 
     return jax.tree.map(vary, tree)
 

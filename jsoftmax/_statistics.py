@@ -53,7 +53,8 @@ class Config(NamedTuple):
 
 def row_statistics(rows: Rows, config: Config) -> RowStatistics:
     """The statistics that `config.want` names, differentiable as `config.derivative` says."""
-    statistics = _reverse_mode(config, rows) if config.derivative == "vjp" else _evaluate(config, rows)[0]
+    in_reverse = config.derivative == "vjp"
+    statistics: Any = _reverse_mode(config, rows) if in_reverse else _evaluate(config, rows)[0]
     return statistics._replace(argmax=_argmax(rows)) if "argmax" in config.want else statistics
 
 

@@ -1,4 +1,4 @@
-"""Classes and rows split over a mesh of 8 devices give what one device gives, and move no array of logits or features."""
+"""Classes and rows split over 8 devices give what one device gives, and move no array of logits or features."""
 
 import functools
 import re
@@ -239,8 +239,8 @@ def test_linear_sum_equals_one_device(check_vma):
 
     def local(p, labels, factor):
         # Under a factor that is not the same on all shards of the classes, so that cotangents differ.
-        value = factor[0] * linear_losses(p, labels, "model", "sum") ** 2 * (jax.lax.axis_index("model") + 1) / 10
-        return jax.lax.psum(value, ("data", "model"))
+        share = (jax.lax.axis_index("model") + 1).astype(jnp.float32) / 10
+        return jax.lax.psum(factor[0] * share * linear_losses(p, labels, "model", "sum") ** 2, ("data", "model"))
 
     mapped = jax.shard_map(
         local, mesh=mesh_of("2x4"), in_specs=(split, P("data"), P("data")), out_specs=P(), check_vma=check_vma
@@ -269,22 +269,20 @@ def test_edge_rows_equal_one_device(check_vma):
     loss = functools.partial(jsoftmax.softmax_cross_entropy_with_integer_labels, ignore_index=-100)
 
     def everything(logits, labels, axis_name=None):
-        chosen = {"axis_name": axis_name}
-        total = lambda z: jnp.sum(loss(z, labels, **chosen))
-        rowwise = (loss(logits, labels, **chosen), jsoftmax.logsumexp(logits, **chosen))
-        argmax = jsoftmax.softmax_statistics(logits, labels, **chosen).argmax
-        classwise = (
-            jsoftmax.softmax(logits, **chosen),
-            jsoftmax.log_softmax(logits, **chosen),
-            jax.grad(total)(logits),
-        )
-        return (*rowwise, argmax), classwise
+        losses = loss(logits, labels, axis_name=axis_name)
+        argmax = jsoftmax.softmax_statistics(logits, labels, axis_name=axis_name).argmax
+        by_class = [f(logits, axis_name=axis_name) for f in (jsoftmax.softmax, jsoftmax.log_softmax)]
+        return (losses, jsoftmax.logsumexp(logits, axis_name=axis_name), argmax), by_class
 
-    split = P(None, ("data", "model"))
-    local = sharded(
-        functools.partial(everything, axis_name=("data", "model")), split, P(), out=(P(), split), check_vma=check_vma
-    )
-    for a, e in zip(jax.tree.leaves(local(logits, labels)), jax.tree.leaves(everything(logits, labels)), strict=True):
+    def slopes(function):
+        return jax.grad(lambda logits: function(logits, labels)[0][0].sum())(logits)
+
+    split, axes = P(None, ("data", "model")), ("data", "model")
+    mapped = sharded(functools.partial(everything, axis_name=axes), split, P(), out=(P(), split), check_vma=check_vma)
+    actual = (mapped(logits, labels), slopes(mapped))
+    for a, e in zip(
+        jax.tree.leaves(actual), jax.tree.leaves((everything(logits, labels), slopes(everything))), strict=True
+    ):
         np.testing.assert_allclose(a, e, rtol=1e-6, atol=0)
 
 
@@ -295,7 +293,9 @@ def test_confident_rows_keep_their_accuracy():
     split = P(None, "model")
 
     def local(logits, labels):
-        loss = lambda z: jsoftmax.softmax_cross_entropy_with_integer_labels(z, labels, axis_name="model")
+        def loss(z):
+            return jsoftmax.softmax_cross_entropy_with_integer_labels(z, labels, axis_name="model")
+
         return loss(logits), jax.grad(lambda z: loss(z).sum())(logits)
 
     loss, slope = sharded(local, split, P(), out=(P(), split))(logits, labels)
@@ -316,7 +316,10 @@ def test_vocabulary_of_any_size_by_padding():
 
     mapped = sharded(local, P(), P(None, "model"), P("model"), P(), out=P())
     padded = jnp.pad(kernel, ((0, 0), (0, 3)), constant_values=jnp.nan)
-    total = lambda features, kernel: mapped(features, kernel, jnp.arange(40) < 37, labels)
+
+    def total(features, kernel):
+        return mapped(features, kernel, jnp.arange(40) < 37, labels)
+
     actual, (features_bar, kernel_bar) = jax.value_and_grad(total, argnums=(0, 1))(features, padded)
     expected = jax.value_and_grad(
         lambda features, kernel: jsoftmax.linear_softmax_cross_entropy(features, kernel, labels, label_smoothing=0.1),
@@ -327,7 +330,9 @@ def test_vocabulary_of_any_size_by_padding():
 
 
 def test_same_logits_everywhere_are_refused():
-    local = lambda logits: jsoftmax.logsumexp(logits, axis_name="model")
+    def local(logits):
+        return jsoftmax.logsumexp(logits, axis_name="model")
+
     with pytest.raises(ValueError, match=r"logits varies over the mesh axes \[\], but axis_name=\('model',\) says"):
         sharded(local, P(), out=P())(jnp.zeros((2, 8)))
 
