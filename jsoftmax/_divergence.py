@@ -2,7 +2,7 @@
 
     KL(p ‖ q) = Σ_j (p_j·δ_j − p_j + q_j)        δ_j = log p_j − log q_j
 
-As Σ p = Σ q the added q − p changes nothing, but it makes every term at least 0: p_j·(e^(−δ) − 1 + δ). Nothing cancels
+As Σ p = Σ q, the q − p changes nothing, but it makes every term at least 0: p_j·(e^(−δ) − 1 + δ). So nothing cancels
 among the terms, and `above_tangent` sees to each of them.
 """
 
@@ -14,7 +14,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float
 
-from jsoftmax._probabilities import RowState, Shares, probabilities, row_state
+from jsoftmax._probabilities import RowState, probabilities, row_state
 from jsoftmax._rows import Rows
 
 
@@ -40,37 +40,53 @@ def divergence(rows: Rows, other: Rows) -> Float[Array, "*batch"]:
 
 @jax.custom_jvp
 def _divergence(z: Array, w: Array, states: tuple[RowState, RowState]) -> Array:
-    p, q, delta = _shares(z, w, states)
-    near = jnp.abs(delta) < 1
-    close = p.p * above_tangent(jnp.where(near, -delta, 0))
-    apart = q.p + p.p * (jnp.where(near, 1, delta) - 1)
-    return jnp.sum(jnp.where(near & (p.p > 0), close, apart), axis=-1)
+    p, q, delta = _compared(z, w, states)
+    near = (jnp.abs(delta) < 1) & (p > 0)
+    close = p * above_tangent(jnp.where(near, -delta, 0))
+    apart = q + p * (jnp.where(near, 1, delta) - 1)
+    return jnp.sum(jnp.where(near, close, apart), axis=-1)
 
 
-def _shares(z: Array, w: Array, states: tuple[RowState, RowState]) -> tuple[Shares, Shares, Array]:
-    """p, q and δ; 0 for a class that p leaves out."""
-    p, q = probabilities(z, None, states[0])[0], probabilities(w, None, states[1])[0]
+def _compared(z: Array, w: Array, states: tuple[RowState, RowState]) -> tuple[Array, Array, Array]:
+    """p, q and δ.
+
+    Where all logits of a row are close, δ comes from their differences d, which rounding leaves alone: with any r,
+
+        δ_j = d_j − r + log Σ_i p_i e^(r − d_i)
+    """
+    (p, q), maximum = (probabilities(x, None, state)[0] for x, state in zip((z, w), states, strict=True)), states[0][0]
+    d = jnp.where(jnp.isneginf(z) & jnp.isneginf(w), 0, z - w)
+    d = d - _at_top(d, z, maximum)
+    close = jnp.all(jnp.abs(d) < 1, axis=-1, keepdims=True)
+    d = jnp.where(close, d, 0)
+    shift = jnp.log1p(jnp.sum(p.p * jnp.expm1(-d), axis=-1, keepdims=True))
     out = p.p == 0
-    return p, q, jnp.where(out, 0, p.log_p) - jnp.where(out, 0, q.log_p)
+    apart = jnp.where(out, 0, p.log_p) - jnp.where(out, 0, q.log_p)
+    return p.p, q.p, jnp.where(close, d + shift, apart)
+
+
+def _at_top(values: Array, z: Array, maximum: Array) -> Array:
+    """The entry of `values` at a largest logit of each row, (*batch, 1)."""
+    return jnp.max(jnp.where(z >= maximum[..., None], values, -jnp.inf), axis=-1, keepdims=True)
 
 
 @functools.partial(_divergence.defjvp, symbolic_zeros=True)
 def _divergence_jvp(primals, tangents):
     # dKL = Σ p_j (δ_j − KL) dz_j + Σ (q_j − p_j) dw_j
-    z, w, states = primals
-    out = _divergence(*primals)
     z_dot, w_dot = (None if isinstance(dot, SymbolicZero) else dot for dot in tangents[:2])
     # Under checkpoint, nothing but the logits and O(rows) numbers waits for a transpose.
-    return out, jax.checkpoint(_push_forward)(z, w, states, out, z_dot, w_dot)
+    return _divergence(*primals), jax.checkpoint(_push_forward)(*primals, z_dot, w_dot)
 
 
-def _push_forward(z, w, states, out, z_dot, w_dot) -> Array:
-    p, q, delta = _shares(z, w, states)
-    total = jnp.zeros_like(out)
+def _push_forward(z: Array, w: Array, states: tuple[RowState, RowState], z_dot, w_dot) -> Array:
+    p, q, delta = _compared(z, w, states)
+    total = jnp.zeros_like(states[0].maximum)
     if z_dot is not None:
-        total += jnp.sum(jnp.where(p.p == 0, 0, p.p * (delta - out[..., None])) * z_dot, axis=-1)
+        # KL is the mean of δ. Both are taken relative to δ of the largest class, whose own term may be all of the mean.
+        delta_there = delta - _at_top(delta, z, states[0].maximum)
+        mean = jnp.sum(jnp.where(p == 0, 0, p * delta_there), axis=-1, keepdims=True)
+        total += jnp.sum(jnp.where(p == 0, 0, p * (delta_there - mean)) * z_dot, axis=-1)
     if w_dot is not None:
-        # Two probabilities near 1 differ by what is missing to it.
-        sure = (p.p > 0.5) & (q.p > 0.5)
-        total += jnp.sum(jnp.where(sure, p.not_p - q.not_p, q.p - p.p) * w_dot, axis=-1)
+        near = (jnp.abs(delta) < 1) & (p > 0)
+        total += jnp.sum(jnp.where(near, p * jnp.expm1(jnp.where(near, -delta, 0)), q - p) * w_dot, axis=-1)
     return total

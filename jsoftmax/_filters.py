@@ -39,7 +39,7 @@ def checked_filters(rows: Rows, top_k: ArrayLike | None, top_p: ArrayLike | None
     if top_k is not None:
         if not jnp.issubdtype(jnp.asarray(top_k).dtype, jnp.integer):
             raise TypeError(f"top_k must be an integer, a number of classes, got {top_k!r}")
-        _checks.within("top_k", top_k, 1, float("inf"))
+        _checks.within("top_k", top_k, 1.0, float("inf"))
         numbers["top_k"] = _checks.scalar_or_rows("top_k", top_k, batch)
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if value is not None:

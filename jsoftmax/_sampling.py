@@ -201,9 +201,13 @@ def _draws(key: Array, rows: Rows, filters: Filters, sample_shape: tuple[int, ..
     idle = report_values(rows, jnp.zeros_like(bad), None)
     idle = report_rows("row {row} of logits has no class to draw, or holds infinity", bad, idle)
     # Relative to the maximum, noise keeps its digits however large the logits are.
+    kept_gaps = jnp.where(kept(z, filters), gap(z, maximum[..., None]), -jnp.inf)
     noise = jax.random.gumbel(key, (*sample_shape, *z.shape), z.dtype, mode="high")
-    scores = jnp.where(kept(z, filters), gap(z, maximum[..., None]), -jnp.inf) + noise
+    scores = jnp.broadcast_to(kept_gaps, noise.shape) + noise
+    bad |= idle
     if count is None:
-        return jnp.where(bad | idle, -1, jnp.argmax(scores, axis=-1)).astype(jnp.int32)
+        drawn = jnp.argmax(scores, axis=-1)
+        return jnp.where(jnp.broadcast_to(bad, drawn.shape), -1, drawn).astype(jnp.int32)
     best, drawn = lax.top_k(scores, count)
-    return jnp.where((bad | idle)[..., None] | jnp.isneginf(best), -1, drawn).astype(jnp.int32)
+    none = jnp.broadcast_to(bad[..., None], drawn.shape) | jnp.isneginf(best)
+    return jnp.where(none, -1, drawn).astype(jnp.int32)
