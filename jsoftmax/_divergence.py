@@ -48,21 +48,16 @@ def _divergence(z: Array, w: Array, states: tuple[RowState, RowState]) -> Array:
 
 
 def _compared(z: Array, w: Array, states: tuple[RowState, RowState]) -> tuple[Array, Array, Array]:
-    """p, q and δ.
+    """p, q and δ, by the differences d of the logits from that at the largest class: δ_j = d_j + δ_top.
 
-    Where all logits of a row are close, δ comes from their differences d, which rounding leaves alone: with any r,
-
-        δ_j = d_j − r + log Σ_i p_i e^(r − d_i)
+    Where all of a row are close, δ_top comes from them too, as log Σ_i p_i e^(−d_i), and keeps their relative accuracy.
     """
     (p, q), maximum = (probabilities(x, None, state)[0] for x, state in zip((z, w), states, strict=True)), states[0][0]
-    d = jnp.where(jnp.isneginf(z) & jnp.isneginf(w), 0, z - w)
-    d = d - _at_top(d, z, maximum)
-    close = jnp.all(jnp.abs(d) < 1, axis=-1, keepdims=True)
-    d = jnp.where(close, d, 0)
-    shift = jnp.log1p(jnp.sum(p.p * jnp.expm1(-d), axis=-1, keepdims=True))
-    out = p.p == 0
-    apart = jnp.where(out, 0, p.log_p) - jnp.where(out, 0, q.log_p)
-    return p.p, q.p, jnp.where(close, d + shift, apart)
+    out, d = jnp.isneginf(z), z - w
+    d = jnp.where(out, 0, d - _at_top(d, z, maximum))
+    close = jnp.all((jnp.abs(d) < 1) & (~out | jnp.isneginf(w)), axis=-1, keepdims=True)
+    near_top = jnp.log1p(jnp.sum(p.p * jnp.expm1(jnp.where(close, -d, 0)), axis=-1, keepdims=True))
+    return p.p, q.p, d + jnp.where(close, near_top, _at_top(p.log_p - q.log_p, z, maximum))
 
 
 def _at_top(values: Array, z: Array, maximum: Array) -> Array:

@@ -72,15 +72,15 @@ def divergence_pairs():
 
 @pytest.mark.parametrize(("z", "w"), list(divergence_pairs()))
 def test_divergence_is_accurate(z, w):
-    """To 256 units in the last place of a row's largest entry; a sum of p·log(p/q) is wrong by up to 1e8 of them."""
+    """To 32 units in the last place of a row's largest entry; a sum of p·log(p/q) is wrong by up to 1e8 of them."""
     value, d_z, d_w = exact_divergence(z, w)
     got = categorical.kl_divergence(z, w)
-    assert np.max(oracle.ulps(got, value, np.float32)) <= 64
+    assert np.max(oracle.ulps(got, value, np.float32)) <= 16
     gradients = jax.grad(lambda z, w: categorical.kl_divergence(z, w).sum(), (0, 1))(z, w)
     for gradient, expected in zip(gradients, (d_z, d_w), strict=True):
         largest = np.max(np.abs(expected.astype(np.float64)), axis=-1, keepdims=True)
         unit = np.broadcast_to(largest, expected.shape)
-        assert np.max(oracle.ulps(gradient, expected, np.float32, unit)) <= 256
+        assert np.max(oracle.ulps(gradient, expected, np.float32, unit)) <= 32
 
 
 def test_divergence_beside_the_usual_sum():
@@ -121,7 +121,7 @@ def test_divergence_in_every_derivative_mode(apart):
     w = LOGITS[:2] + apart * (OTHERS[:2] - LOGITS[:2])
     f = functools.partial(categorical.kl_divergence, where=where)
     check_grads(jax.jit(f), (jnp.asarray(LOGITS[:2]), jnp.asarray(w)), 2, ["fwd", "rev"], 1e-6, 1e-6, eps=1e-5)
-    warm = jax.jit(lambda t: categorical.kl_divergence(LOGITS, w, temperature=t))
+    warm = jax.jit(lambda t: categorical.kl_divergence(LOGITS[:2], w, temperature=t))
     check_grads(warm, (jnp.float64(1.3),), 1, ["fwd", "rev"], 1e-6, 1e-6, eps=1e-5)
 
 
@@ -326,7 +326,7 @@ def test_classes_of_tiny_probability_are_drawn():
     logits = jnp.full(64_001, np.log(2e-8), jnp.float32).at[0].set(0)
     drawn = categorical.sample(jax.random.key(0, impl="unsafe_rbg"), logits, sample_shape=(12_000,))
     expected = 12_000 * 64_000 * 2e-8
-    assert abs(np.sum(drawn > 0) - expected) < 4 * np.sqrt(expected)
+    assert abs(np.count_nonzero(drawn) - expected) < 4 * np.sqrt(expected)
 
 
 def test_a_million_draws_stay_within_mask_and_nucleus():
