@@ -344,6 +344,14 @@ def test_temperature_zero_splits_ties_evenly(traced):
     assert_distribution(drawn, np.array([0, 0.5, 0, 0.5, 0]))
 
 
+def test_temperature_zero_as_a_constant_of_a_program():
+    """The compiler may not fold what stands for the limit into 0/0."""
+    logits = jnp.array([[0.3, 0.1], [-0.2, 0.4], [1.0, 1.0]])
+    np.testing.assert_array_equal(jax.jit(lambda z: categorical.sample(KEY, z, temperature=0.0))(logits)[:2], [0, 1])
+    softmax = jax.jit(lambda z: jsoftmax.softmax(z, temperature=0.0))(logits)
+    np.testing.assert_array_equal(softmax, [[1, 0], [0, 1], [0.5, 0.5]])
+
+
 def test_temperature_one_a_row():
     logits = jnp.broadcast_to(jnp.asarray(ROW), (3, 10))
     drawn = categorical.sample(KEY, logits, sample_shape=(50_000,), temperature=jnp.array([0.0, 0.5, 2.0]))
