@@ -155,7 +155,7 @@ def loss(params, batch):
     return policy_loss + 0.5 * jnp.mean((value - batch["target"]) ** 2)
 
 
-optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(optax.linear_schedule(3e-3, 3e-4, 60 * 16)))
+optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(optax.linear_schedule(3e-3, 3e-4, 80 * 16)))
 EPOCHS, PARTS = 4, 4
 
 
@@ -196,7 +196,7 @@ def improve(params, moments, states, key):
 moments = optimizer.init(params)
 states = jax.vmap(start)(jax.random.split(keys[2], CARTS))
 returns = []
-for update in range(60):
+for update in range(80):
     params, moments, states, (over, length) = improve(params, moments, states, jax.random.fold_in(keys[2], update))
     finished = np.asarray(length)[np.asarray(over)]
     returns.append(finished.mean() if finished.size else returns[-1])
@@ -240,7 +240,7 @@ assert scores["trained, temperature 0"].mean() > 400
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-left.plot(np.arange(1, 61) * STEPS * CARTS / 1000, returns)
+left.plot(np.arange(1, 81) * STEPS * CARTS / 1000, returns)
 left.set(xlabel="thousands of steps", ylabel="mean return of ended episodes", ylim=(0, MOST_STEPS))
 tilt = jnp.linspace(-0.2, 0.2, 101)
 for turn in (-1.0, 0.0, 1.0):

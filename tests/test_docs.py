@@ -29,14 +29,14 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def public_names(module):
-    """What a module imports on purpose (jsoftmax), or defines (jsoftmax.testing)."""
+    """What a module imports on purpose (jsoftmax, jsoftmax.categorical), or defines (jsoftmax.testing)."""
     for name, value in vars(module).items():
-        own = module is jsoftmax or getattr(value, "__module__", None) == module.__name__
+        own = module in (jsoftmax, jsoftmax.categorical) or getattr(value, "__module__", None) == module.__name__
         if own and not name.startswith("_") and not inspect.ismodule(value):
             yield f"{module.__name__}.{name}"
 
 
-NAMES = [*public_names(jsoftmax), *public_names(jsoftmax.testing)]
+NAMES = [*public_names(jsoftmax), *public_names(jsoftmax.categorical), *public_names(jsoftmax.testing)]
 
 
 @pytest.fixture
