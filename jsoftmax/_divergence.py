@@ -43,7 +43,7 @@ def _divergence(z: Array, w: Array, states: tuple[RowState, RowState]) -> Array:
     p, q, delta = _compared(z, w, states)
     near = (jnp.abs(delta) < 1) & (p > 0)
     close = p * above_tangent(jnp.where(near, -delta, 0))
-    apart = q + p * (jnp.where(near, 1, delta) - 1)
+    apart = q + jnp.where(p == 0, 0, p * (jnp.where(near, 1, delta) - 1))
     return jnp.sum(jnp.where(near, close, apart), axis=-1)
 
 
@@ -54,7 +54,8 @@ def _compared(z: Array, w: Array, states: tuple[RowState, RowState]) -> tuple[Ar
     """
     (p, q), maximum = (probabilities(x, None, state)[0] for x, state in zip((z, w), states, strict=True)), states[0][0]
     out, d = jnp.isneginf(z), z - w
-    d = jnp.where(out, 0, d - _at_top(d, z, maximum))
+    top = _at_top(d, z, maximum)
+    d = jnp.where(out, 0, d - jnp.where(jnp.isposinf(top), 0, top))
     close = jnp.all((jnp.abs(d) < 1) & (~out | jnp.isneginf(w)), axis=-1, keepdims=True)
     near_top = jnp.log1p(jnp.sum(p.p * jnp.expm1(jnp.where(close, -d, 0)), axis=-1, keepdims=True))
     return p.p, q.p, d + jnp.where(close, near_top, _at_top(p.log_p - q.log_p, z, maximum))
