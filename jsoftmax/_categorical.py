@@ -124,8 +124,8 @@ def kl_divergence(
         ValueError: other_logits of another shape, no class, or a known temperature below 0.
 
     Derivatives: with respect to both, every mode and order; saves the logits and O(rows) numbers.
-    :math:`\partial / \partial z_j = p_j (\delta_j - \mathrm{KL})` and :math:`\partial / \partial w_j = q_j - p_j`. Where
-    the divergence is infinite, the former is not finite.
+    :math:`\partial / \partial z_j = p_j (\delta_j - \mathrm{KL})` and :math:`\partial / \partial w_j = q_j - p_j`.
+    Where the divergence is infinite, the former is not finite.
 
     Example:
         >>> import jax.numpy as jnp
