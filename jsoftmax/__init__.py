@@ -1,5 +1,6 @@
 """Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
 
+from jsoftmax import categorical as categorical
 from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
 from jsoftmax._blockwise import blockwise as blockwise
 from jsoftmax._calibration import Calibration as Calibration, fit_temperature as fit_temperature
@@ -21,12 +22,21 @@ from jsoftmax._distributions import (
     kl_divergence as kl_divergence,
     smooth_labels as smooth_labels,
 )
+from jsoftmax._groups import (
+    group_advantages as group_advantages,
+    group_relative_policy_loss as group_relative_policy_loss,
+)
 from jsoftmax._linear import (
     default_block_size as default_block_size,
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,
     linear_softmax_statistics as linear_softmax_statistics,
 )
 from jsoftmax._options import LogitOptions as LogitOptions, LossOptions as LossOptions
+from jsoftmax._policies import (
+    clipped_policy_loss as clipped_policy_loss,
+    policy_gradient_loss as policy_gradient_loss,
+)
+from jsoftmax._preferences import preference_loss as preference_loss, sequence_log_prob as sequence_log_prob
 from jsoftmax._public_statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
 from jsoftmax._sigmoid import (
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,

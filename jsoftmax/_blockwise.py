@@ -10,19 +10,17 @@ summed. Two ways to differentiate it follow, over the same scan:
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax import _checks
+from jsoftmax._blocks import Tree, even_size, in_blocks, joined, row_count, split
 from jsoftmax._dtypes import compute_dtype
 from jsoftmax._options import DERIVATIVES
-from jsoftmax._platforms import is_partitioned
 from jsoftmax._shards import UNSPLIT, ClassShards, vary_as
 
-Tree = Any
 DEFAULT_BLOCK_SIZE = 1024
 
 
@@ -104,8 +102,8 @@ class Blocks:
     shards: ClassShards = UNSPLIT  # over which the result is the same
 
     def apply(self, params: Tree, rows: Tree) -> Tree:
-        count = _row_count(rows)
-        self = dataclasses.replace(self, block_size=_even_size(count, self.block_size))
+        count = row_count(rows)
+        self = dataclasses.replace(self, block_size=even_size(count, self.block_size))
         results = jax.eval_shape(self.evaluate_block, params, rows)
         for result in jax.tree.leaves(results):
             if result.shape and result.shape[0] != count:
@@ -113,7 +111,7 @@ class Blocks:
                     f"loss returned shape {result.shape} for {count} rows; it needs one entry a row, or a scalar"
                 )
         if self.derivative == "jvp":
-            return _in_blocks(jax.checkpoint(self.evaluate_block), self.block_size, params, rows)
+            return in_blocks(jax.checkpoint(self.evaluate_block), self.block_size, params, rows)
         if jax.tree.structure(results) == jax.tree.structure(0) and not results.shape:
             return _sum(self, params, rows)
         return _per_row(self, params, rows)
@@ -133,19 +131,6 @@ def _is_float(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _row_count(rows: Tree) -> int:
-    shapes = [leaf.shape for leaf in jax.tree.leaves(rows)]
-    if () in shapes or len({shape[0] for shape in shapes}) != 1:
-        raise ValueError(f"rows needs arrays with one leading axis in common, got shapes {shapes}")
-    return shapes[0][0]
-
-
-def _even_size(count: int, most: int) -> int:
-    """The largest size up to `most`, and not below half of it, that leaves no ragged end; `most` if there is none."""
-    sizes = (size for size in range(most, max(most // 2, 1) - 1, -1) if count % size == 0)
-    return next(sizes, most) if count > most else most
-
-
 def _floats(tree: Tree) -> tuple[list[Array], Callable[..., Tree]]:
     """The floating-point leaves, and a function that puts such leaves back beside the others (or beside None)."""
     leaves, structure = jax.tree.flatten(tree)
@@ -159,61 +144,12 @@ def _floats(tree: Tree) -> tuple[list[Array], Callable[..., Tree]]:
     return [leaf for leaf in leaves if _is_float(leaf)], put_back
 
 
-def _split(tree: Tree, count: int, size: int) -> tuple[Tree, Tree]:
-    """Whole blocks (blocks, size, …), and the rows that are left. A scalar goes to each.
-
-    Of a program that XLA splits over devices, each block takes every so-manieth row: then every device has a part of
-    every block, whatever the mesh, and no row has to move.
-    """
-    blocks = count // size
-
-    def whole(leaf: Array) -> Array:
-        if leaf.ndim == 0:
-            return jnp.broadcast_to(leaf, (blocks,))
-        rows, shape = leaf[: blocks * size], leaf.shape[1:]
-        return lax.cond(
-            is_partitioned(),
-            lambda rows: rows.reshape(size, blocks, *shape).swapaxes(0, 1),
-            lambda rows: rows.reshape(blocks, size, *shape),
-            rows,
-        )
-
-    return jax.tree.map(whole, tree), jax.tree.map(lambda leaf: leaf[blocks * size :] if leaf.ndim else leaf, tree)
-
-
-def _join(whole: Array, rest: Array | None) -> Array:
-    """Results of whole blocks and of the rest: rows side by side, scalars summed."""
-    if whole.ndim == 1:
-        total = jnp.sum(whole, axis=0)
-        return total if rest is None else total + rest
-    shape = (-1, *whole.shape[2:])
-    rows = lax.cond(
-        is_partitioned(),
-        lambda whole: whole.swapaxes(0, 1).reshape(shape),
-        lambda whole: whole.reshape(shape),
-        whole,
-    )
-    return rows if rest is None else jnp.concatenate([rows, rest])
-
-
-def _joined(whole: Tree, rest: Tree | None) -> Tree:
-    return jax.tree.map(lambda leaf: _join(leaf, None), whole) if rest is None else jax.tree.map(_join, whole, rest)
-
-
-def _in_blocks(evaluate: Callable[[Tree, Tree], Tree], size: int, params: Tree, rows: Tree) -> Tree:
-    """`evaluate(params, block)` for every block, joined."""
-    count = _row_count(rows)
-    whole, rest = _split(rows, count, size)
-    last = None if count and count % size == 0 else evaluate(params, rest)
-    return last if count < size else _joined(lax.map(functools.partial(evaluate, params), whole), last)
-
-
 def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array] | None) -> tuple[Tree, Tree, Tree]:
     """The results, and the cotangents of params (in float32 at least) and of rows, None for integer leaves.
 
     `cotangents` belong to the floating-point leaves of the results; None stands for ones.
     """
-    count = _row_count(rows)
+    count = row_count(rows)
     dtypes, wide = _widened(params)
     param_floats, put_params = _floats(wide)
 
@@ -234,7 +170,7 @@ def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array] |
         results, params_bar, rows_bar = of_block(block)
         return [a + b for a, b in zip(total, params_bar, strict=True)], (results, rows_bar)
 
-    whole, rest = _split((rows, cotangents), count, plan.block_size)
+    whole, rest = split((rows, cotangents), count, plan.block_size)
     if count and count % plan.block_size == 0:
         total, last = [jnp.zeros_like(leaf) for leaf in param_floats], (None, None)
     else:
@@ -243,7 +179,7 @@ def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array] |
     if count < plan.block_size:
         return last[0], put_params(total, keep_others=False), last[1]
     total, (results, rows_bar) = lax.scan(step, total, whole)
-    return _joined(results, last[0]), put_params(total, keep_others=False), _joined(rows_bar, last[1])
+    return joined(results, last[0]), put_params(total, keep_others=False), joined(rows_bar, last[1])
 
 
 def _as(bars: Tree, primals: Tree, scale: Array | None = None) -> Tree:
@@ -259,7 +195,7 @@ def _as(bars: Tree, primals: Tree, scale: Array | None = None) -> Tree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum(plan: Blocks, params: Tree, rows: Tree) -> Array:
-    return _in_blocks(plan.evaluate_block, plan.block_size, params, rows)
+    return in_blocks(plan.evaluate_block, plan.block_size, params, rows)
 
 
 def _sum_fwd(plan: Blocks, params: Tree, rows: Tree):
@@ -278,7 +214,7 @@ _sum.defvjp(_sum_fwd, _sum_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _per_row(plan: Blocks, params: Tree, rows: Tree) -> Tree:
-    return _in_blocks(plan.evaluate_block, plan.block_size, params, rows)
+    return in_blocks(plan.evaluate_block, plan.block_size, params, rows)
 
 
 def _per_row_fwd(plan: Blocks, params: Tree, rows: Tree):
@@ -292,7 +228,7 @@ def _per_row_fwd(plan: Blocks, params: Tree, rows: Tree):
 
         return jax.vjp(rule, of_params[0], of_rows[0], has_aux=True)[2]
 
-    return _in_blocks(evaluate, plan.block_size, params, rows), (params, rows)
+    return in_blocks(evaluate, plan.block_size, params, rows), (params, rows)
 
 
 def _per_row_bwd(plan: Blocks, residuals, cotangent: Tree):

@@ -68,10 +68,10 @@ def _divide(z: Array, temperature: Array, warmest: Array | None) -> Array:
     if warmest is None:
         return z / temperature
     frozen = temperature == 0
-    # (z − max) / tiny / tiny is 0 at the maximum and −∞ elsewhere: the limit without a select per element.
-    tiny = jnp.finfo(z.dtype).tiny
-    cooled = (z - jnp.where(frozen, warmest, 0)) / jnp.where(frozen, tiny, temperature)
-    return cooled / jnp.where(frozen, tiny, 1)
+    # 0 at the maximum, −∞ below it, and NaN in a row without a distribution. Where the temperature is a constant, XLA
+    # would gather two divisions by tiny numbers into one by 0.
+    limit = jnp.where(z < warmest, -jnp.inf, z - z)
+    return jnp.where(frozen, limit, z / jnp.where(frozen, 1, temperature))
 
 
 @_divide.defjvp

@@ -22,17 +22,28 @@ def report_values(rows: Rows, idle: Array, numbers: Array | None) -> Array:
     """
     if rows.logits.size == 0:
         return idle
-    if numbers is None:
-        numbers = jnp.full(idle.shape, _UNNUMBERED)
     mask = rows.transform.where
     holds_nan = jnp.isnan(rows.logits) if mask is None else jnp.isnan(rows.logits) & mask
-    bad = jnp.any(holds_nan, axis=-1)
-    idle = _report.bind(idle, bad, numbers, numbers, message="logits of row {row} hold NaN")
+    idle = report_rows("logits of row {row} hold NaN", jnp.any(holds_nan, axis=-1), idle, numbers)
     labels = rows.integer_labels
     if labels is None:
         return idle
     message = f"label {{shown}} of row {{row}} is none of {rows.classes} classes"
-    return _report.bind(idle, ~rows.is_class(labels), numbers, labels, message=message)
+    return report_rows(message, ~rows.is_class(labels), idle, numbers, labels)
+
+
+def report_rows(
+    message: str, bad: Array, idle: Array, numbers: Array | None = None, shown: Array | None = None
+) -> Array:
+    """`idle` (*batch,), carrying a report of the first other row that is `bad`.
+
+    The message may name the `{row}`, and the `{shown}` integer of that row.
+    """
+    if bad.size == 0:
+        return idle
+    if numbers is None:
+        numbers = jnp.full(idle.shape, _UNNUMBERED)
+    return _report.bind(idle, bad, numbers, numbers if shown is None else shown, message=message)
 
 
 _UNNUMBERED = -1  # such a row is called by its flat index, which vmap extends
