@@ -53,10 +53,8 @@ def _compared(z: Array, w: Array, states: tuple[RowState, RowState]) -> tuple[Ar
 
     Where all of a row are close, δ_top comes from them too, as log Σ_i p_i e^(−d_i), and keeps their relative accuracy.
     """
-    (p, q), maximum = (
-        (probabilities(x, None, state, UNSPLIT)[0] for x, state in zip((z, w), states, strict=True)),
-        states[0][0],
-    )
+    p, q = (probabilities(x, None, state, UNSPLIT)[0] for x, state in zip((z, w), states, strict=True))
+    maximum = states[0].maximum
     out, d = jnp.isneginf(z), z - w
     top = _at_top(d, z, maximum)
     d = jnp.where(out, 0, d - jnp.where(jnp.isposinf(top), 0, top))
