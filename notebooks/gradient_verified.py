@@ -190,8 +190,8 @@ np.testing.assert_allclose(squared(my_loss)(rows), squared(ours)(rows), rtol=2e-
 # ### Where it breaks
 #
 # Now let the model become sure of the label: $z = (g, 0.1, -0.3)$ with a growing $g$. The gradient at the label is
-# $p_0 - 1$, minus the probability of the other two: small, never 0. Our rule computes $p_0$, which is nearly 1, and takes 1
-# away. What is left is the rounding error of $p_0$.
+# $p_0 - 1$, minus the probability of the other two: small, never 0. Our rule computes $p_0$, which is nearly 1, and
+# takes 1 away. What is left is the rounding error of $p_0$.
 #
 # The cure costs one line. Don't subtract; add up the probabilities of the *others*:
 #
@@ -238,9 +238,10 @@ assert np.all(errors["my rule, p − 1"][gaps > 19] == 1)
 assert errors["jsoftmax"].max() < 5e-7
 
 # %% [markdown]
-# Both uses of $p - 1$ lose a digit for each 2.3 of the gap, until nothing is left at 17: from there on they are exactly 0. The sum of the others keeps
-# them all. It still loses a little as the gap grows, since $z_j - m$ is rounded before the exponential; the library puts
-# that rounding error back, which is why its line stays flat. [The mathematics page](mathematics.md) has the rest.
+# Both uses of $p - 1$ lose a digit for each 2.3 of the gap, until nothing is left at 17. From there on they are exactly
+# zero. The sum of the others keeps them all. It still loses a little as the gap grows, since $z_j - m$ is rounded
+# before the exponential. The library puts that rounding error back, so that its line stays flat:
+# [mathematics](mathematics.md) has the rest.
 
 # %% [markdown]
 # ## 5. By a tool
@@ -329,6 +330,7 @@ assert usual_curvature == 0
 # ## What to take from it
 #
 # - The gradient is **ŷ − y**, the Hessian **diag(p) − p pᵀ**. Both take two lines.
-# - Finite differences are limited by rounding, to about $u^{2/3}$. Use them in float64, for gradients that aren't small.
+# - Finite differences are limited by rounding, to about $u^{2/3}$. Use them in float64, for gradients that aren't
+#   small.
 # - Autodiff is exact about the program, not about the mathematics. Where a formula cancels, so does its derivative.
 # - If you write your own rule, don't compute $p - 1$. Sum the others.

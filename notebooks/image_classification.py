@@ -193,7 +193,7 @@ def smoothed(logits, labels):
 
 losses = {"cross-entropy": cross_entropy, "smoothing 0.1": smoothed, "focal, γ = 2": jsoftmax.softmax_focal_loss}
 SEEDS = range(4)
-print("                   accuracy       log loss         sure when wrong")
+print("      accuracy (%)     log loss       sure when wrong (%)")
 table = {}
 for name, loss in losses.items():
     epoch, rows = epoch_of(loss), []
@@ -204,8 +204,10 @@ for name, loss in losses.items():
         nats = float(cross_entropy(out, jnp.asarray(test_digits)).mean())
         rows.append((100 * right.mean(), nats, 100 * p.max(axis=-1)[~right].mean()))
     table[name] = np.array(rows)
-    (a, l, c), (da, dl, dc) = table[name].mean(axis=0), table[name].std(axis=0)
-    print(f"{name:15} {a:6.1f} ± {da:.1f} %   {l:.3f} ± {dl:.3f}   {c:5.0f} ± {dc:.0f} %")
+    for column, digits_shown in enumerate((1, 3, 0)):
+        values = table[name][:, column]
+        print(f"{values.mean():12.{digits_shown}f} ± {values.std():.{digits_shown}f}", end="")
+    print(f"   {name}")
 
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
 titles = ("accuracy (%)", "log loss (nats)", "mean probability of wrong answers (%)")

@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 import jsoftmax
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 80})
 np.set_printoptions(precision=3, suppress=True)
 
 cross_entropy = jsoftmax.softmax_cross_entropy_with_integer_labels
@@ -294,7 +294,7 @@ assert np.all(np.diff(best) >= 0)
 #
 # ## What to take from it
 #
-# - Temperature sets the entropy, from that of the ties at 0 to $\log K$ at infinity, and never the order of the classes.
+# - Temperature sets the entropy, from that of the ties at 0 to $\log K$ at infinity, never the order of classes.
 # - It may be a number, one number a row, or a parameter to learn.
 # - Label smoothing gives the logits a finite place to go: a lead of $\log((1 - ε) K / ε + 1)$, or
 #   $\log((1 - ε)(K - 1) / ε)$ by the other convention.

@@ -15,9 +15,10 @@
 # # When softmax collapses
 #
 # A network that fits its training data grows ever surer of it. At a margin of about 17 nats, the cross-entropy that
-# most libraries compute in float32 becomes exactly 0. So does its gradient at every label. The network has not
-# finished learning; its arithmetic has. Prieto et al. (2025) named this *softmax collapse* and showed that, without
-# regularization, it keeps networks from *grokking*: from generalizing long after they fit. Here it is in twenty seconds.
+# most libraries compute in float32 becomes exactly 0. So does its gradient at every label. The network has not finished
+# learning; its arithmetic has. Prieto et al. (2025) named this *softmax collapse* and showed that, without
+# regularization, it keeps networks from *grokking*: from generalizing long after they fit. Here it is in twenty
+# seconds.
 
 # %%
 import jax
@@ -51,7 +52,8 @@ for gap in (5.0, 10.0, 15.0, 17.0, 20.0):
         f"gap {gap:2.0f}   loss: usual {usual:.3e}, ours {ours:.3e}"
         f"   gradient at the label: usual {usual_gradient[0]: .2e}, ours {our_gradient[0]: .2e}"
     )
-assert usual == 0 and usual_gradient[0] == 0
+assert usual == 0
+assert usual_gradient[0] == 0
 np.testing.assert_allclose(ours, np.log1p(np.exp(-20.0)), rtol=1e-6)
 
 # %% [markdown]
@@ -220,8 +222,10 @@ for name, records in runs.items():
     )
 
 collapsed, alive, wide = runs.values()
-assert collapsed["margin"].max() < 20 and np.any(collapsed["loss as computed"] == 0)
-assert alive["margin"][-1] > 60 and np.all(alive["silent"] == 0)
+assert collapsed["margin"].max() < 20
+assert np.any(collapsed["loss as computed"] == 0)
+assert alive["margin"][-1] > 60
+assert np.all(alive["silent"] == 0)
 assert wide["margin"].max() < 45
 assert alive["accuracy"][-100:].mean() > collapsed["accuracy"][-100:].mean() + 0.1
 
