@@ -78,7 +78,8 @@ def store_torch() -> None:
     rows = torch.tensor(logits(), requires_grad=True)
     losses = torch.nn.functional.cross_entropy(rows, torch.zeros(len(rows), dtype=torch.long), reduction="none")
     losses.sum().backward()
-    lines = [f"{loss:.9g},{gradient:.9g}" for loss, gradient in zip(losses.tolist(), rows.grad[:, 0].tolist())]
+    pairs = zip(losses.tolist(), rows.grad[:, 0].tolist(), strict=True)
+    lines = [f"{loss:.9g},{gradient:.9g}" for loss, gradient in pairs]
     head = f"# torch {torch.__version__}, CPU: F.cross_entropy of each row of logits(), and its gradient at the label"
     STORED.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
