@@ -365,8 +365,8 @@ print(f"sums: {with_minus_infinity.sum():.3f} and {set_to_zero.sum():.3f}")
 np.testing.assert_allclose(set_to_zero / set_to_zero.sum(), with_minus_infinity, rtol=1e-6)
 
 # %% [markdown]
-# **5.** At which gap, in float64, does the usual form of the loss become exactly 0? (In float32 it was about 17: find
-# the rule first.)
+# **5.** At which gap, in float64, does the sum in the usual form become exactly 1, so that the loss and its gradient at
+# the label are 0? (In float32 it was about 17: find the rule first.)
 
 # %%
 # Where the others' sum, here 2e^(−g), is at most half the distance from 1 to the next number, 2^-53 for float64: at

@@ -40,8 +40,9 @@ our_loss = jsoftmax.softmax_cross_entropy_with_integer_labels
 # %% [markdown]
 # ## One row
 #
-# A label that is $g$ ahead of one other class has the loss $\log(1 + e^{-g})$. In float32, the numbers next to 1 are
-# $6 \cdot 10^{-8}$ and $1.2 \cdot 10^{-7}$ away. Once $e^{-g}$ is less than half of that, $1 + e^{-g}$ *is* 1.
+# A label that is $g$ ahead of one other class has the loss $\log(1 + e^{-g})$. In float32, the next number above 1 is
+# $1.2 \cdot 10^{-7}$ away. Once $e^{-g}$ is less than half of that, $1 + e^{-g}$ *is* 1. (The loss may be 0 a little
+# earlier, since the largest logit is added to the logarithm and the label's taken off again, which rounds twice more.)
 
 # %%
 for gap in (5.0, 10.0, 15.0, 17.0, 20.0):
