@@ -123,6 +123,48 @@ plots.softmax_against_sigmoid()
 plt.show()
 
 # %% [markdown]
+# ## Softmax among the activations
+#
+# Softmax is often listed beside other activations, but it is of another kind. Sigmoid, tanh, ReLU and GELU look at one
+# number at a time. Softmax looks at a row: each output depends on all inputs, and its derivative is a matrix.
+#
+# | | output | for one number $x$ | its derivative | used for |
+# |---|---|---|---|---|
+# | sigmoid | (0, 1) | $1 / (1 + e^{-x})$ | $\sigma (1 - \sigma)$ | yes or no; gates |
+# | tanh | (−1, 1) | $2\,\sigma(2x) - 1$ | $1 - \tanh^2 x$ | bounded states; soft caps |
+# | ReLU | [0, ∞) | $\max(x, 0)$ | 0 or 1 | hidden layers |
+# | GELU | [−0.17, ∞) | $x\,\Phi(x)$ | $\Phi(x) + x\,\varphi(x)$ | hidden layers of transformers |
+# | softmax | positive, sum 1 | a row: $e^{x_j} / \sum_k e^{x_k}$ | $p_i (\delta_{ij} - p_j)$ | one of K; attention |
+#
+# ($\Phi$ and $\varphi$ are the normal distribution and its density.) Sigmoid and tanh are softmax over two classes, up
+# to scale. Hidden layers want ReLU or GELU, whose slope does not fade as $x$ grows; an output that is to be a
+# probability wants sigmoid or softmax.
+
+
+# %%
+def exact_gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+curve = jnp.linspace(-4, 4, 201)
+activations = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "ReLU": jax.nn.relu, "GELU": exact_gelu}
+fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+for name, activation in activations.items():
+    axes[0].plot(curve, activation(curve), label=name)
+    axes[1].plot(curve, jax.vmap(jax.grad(activation))(curve), label=name)
+beside = jnp.stack([curve, jnp.zeros_like(curve), jnp.ones_like(curve)], axis=-1)
+axes[0].plot(curve, jsoftmax.softmax(beside)[:, 0], "k--", label="softmax([x, 0, 1]), first")
+axes[1].plot(curve, jax.vmap(jax.jacobian(jsoftmax.softmax))(beside)[:, 0, 0], "k--")
+axes[0].set(title="activation", xlabel="x", ylim=(-1.1, 2.1))
+axes[1].set(title="its derivative", xlabel="x")
+axes[0].legend(frameon=False, fontsize=8)
+plt.show()
+
+np.testing.assert_allclose(jnp.tanh(curve), 2 * jax.nn.sigmoid(2 * curve) - 1, atol=1e-6)
+first = jsoftmax.softmax(beside)[:, 0]
+np.testing.assert_allclose(jax.vmap(jax.jacobian(jsoftmax.softmax))(beside)[:, 0, 0], first * (1 - first), atol=1e-6)
+
+# %% [markdown]
 # ## Cross-entropy and its gradient
 #
 # The loss of a row is minus the logarithm of the probability of its label $y$. It is the surprise at the right
@@ -274,3 +316,69 @@ plt.show()
 # The difference is not for show. Late in training most rows are confident, and their losses and gradients are what
 # is left to learn from, to weigh examples by, or to report. jsoftmax keeps them right down to the smallest normal
 # numbers of float32, about $10^{-38}$.
+
+# %% [markdown]
+# ## Five exercises
+#
+# Think first; each answer is checked in the cell below it.
+#
+# **1.** A model of 50,257 classes has just been initialized. What loss do you expect, in nats? And what does a loss of
+# twice as much tell you?
+
+# %%
+# All logits are about equal, so p = 1/K for each class and the loss is log K. A larger loss on a fresh model means that
+# it is sure of something, and wrong: the initial logits are too large.
+np.testing.assert_allclose(loss(jnp.zeros(50_257), 7), np.log(50_257), rtol=1e-6)
+print(f"log 50257 = {np.log(50_257):.2f} nats")
+too_large = 5 * random.normal(size=(64, 50_257)).astype(np.float32)
+print(f"logits of standard deviation 5: {loss(too_large, jnp.arange(64)).mean():.2f} nats")
+
+# %% [markdown]
+# **2.** Somebody applied softmax twice: the network ends in a softmax, and the loss takes its output for logits. With
+# ten classes, how small can the loss become?
+
+# %%
+# The "logits" lie between 0 and 1. At best the label's is 1 and all others are 0, so the loss is log(1 + 9/e) = 1.46,
+# not much below the 2.30 of a guess. Such a model trains, slowly, and nothing raises an error.
+np.testing.assert_allclose(loss(jax.nn.one_hot(3, 10), 3), np.log(1 + 9 / np.e), rtol=1e-6)
+print(f"{np.log(1 + 9 / np.e):.2f} nats")
+
+# %% [markdown]
+# **3.** Which labels, given as probabilities, make the gradient of cross-entropy 0 at the logits (2, 1, 0.1)? What is
+# the loss there?
+
+# %%
+# ŷ − y = 0 where the label is the prediction. The loss is then the entropy of the prediction: cross-entropy of p with
+# p.
+target = jsoftmax.softmax(jnp.asarray(z))
+value, gradient = jax.value_and_grad(jsoftmax.softmax_cross_entropy)(jnp.asarray(z), target)
+np.testing.assert_allclose(gradient, 0, atol=1e-7)
+np.testing.assert_allclose(value, -(target * jnp.log(target)).sum(), rtol=1e-6)
+print(f"{value:.3f} nats")
+
+# %% [markdown]
+# **4.** A class is never right and must not be predicted. You may set its logit to −∞, or take it out of the row. Is
+# there a difference for the other probabilities? And what if you set its *probability* to 0 after softmax?
+
+# %%
+# The first two are the same: e^(−∞) adds nothing to the sum. In the third the rest sums to less than 1. Dividing by
+# that sum repairs it: softmax over some classes is the whole softmax, renormalized.
+with_minus_infinity = jsoftmax.softmax(jnp.array([2.0, -jnp.inf, 0.1]))
+np.testing.assert_allclose(with_minus_infinity[jnp.array([0, 2])], jsoftmax.softmax(jnp.array([2.0, 0.1])), rtol=1e-6)
+set_to_zero = jsoftmax.softmax(jnp.array([2.0, 1.0, 0.1])).at[1].set(0)
+print(f"sums: {with_minus_infinity.sum():.3f} and {set_to_zero.sum():.3f}")
+np.testing.assert_allclose(set_to_zero / set_to_zero.sum(), with_minus_infinity, rtol=1e-6)
+
+# %% [markdown]
+# **5.** At which gap, in float64, does the sum in the usual form become exactly 1, so that the loss and its gradient at
+# the label are 0? (In float32 it was about 17: find the rule first.)
+
+# %%
+# Where the others' sum, here 2e^(−g), is at most half the distance from 1 to the next number, 2^-53 for float64: at
+# g = log 2 + 53 log 2 = 37.4.
+bits = {np.float32: 24, np.float64: 53}
+for dtype, count in bits.items():
+    g = np.linspace(0, 60, 6001)
+    added = (1 + 2 * np.exp(-g).astype(dtype)).astype(dtype)
+    print(f"{np.dtype(dtype).name}: from {g[added == 1][0]:.1f} on, rule {(count + 1) * np.log(2):.1f}")
+    assert abs(g[added == 1][0] - (count + 1) * np.log(2)) < 0.1
