@@ -1,6 +1,7 @@
 """Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
 
 from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from jsoftmax._attention import dot_product_attention as dot_product_attention
 from jsoftmax._blockwise import blockwise as blockwise
 from jsoftmax._cross_entropy import (
     poly_loss_cross_entropy as poly_loss_cross_entropy,
