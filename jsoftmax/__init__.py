@@ -9,6 +9,11 @@ from jsoftmax._cross_entropy import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
     softmax_focal_loss as softmax_focal_loss,
 )
+from jsoftmax._distillation import (
+    distillation_loss as distillation_loss,
+    jensen_shannon_divergence as jensen_shannon_divergence,
+    top_k_distillation_loss as top_k_distillation_loss,
+)
 from jsoftmax._distributions import kl_divergence as kl_divergence, smooth_labels as smooth_labels
 from jsoftmax._linear import (
     default_block_size as default_block_size,

@@ -17,7 +17,7 @@ from jsoftmax._options import DERIVATIVES
 
 IMPLEMENTATIONS = ("plain", "blockwise", "cudnn")
 # Of all weights, in float32: what the plain form may take if nobody says otherwise.
-MOST_BYTES = 2**26
+MOST_BYTES = 2**23
 
 
 def dot_product_attention(
@@ -68,7 +68,7 @@ def dot_product_attention(
         derivative: "vjp" for reverse mode and forward over reverse; "jvp" for every mode. The plain form always has
             every mode.
         implementation: "plain" has all weights in memory at once, "blockwise" those of one block of queries and keys.
-            None takes the plain form if its weights fit into 64 MiB in float32, or if they are to be returned. "cudnn"
+            None takes the plain form if its weights fit into 8 MiB in float32, or if they are to be returned. "cudnn"
             is `jax.nn.dot_product_attention(implementation="cudnn")`, for NVIDIA GPUs: float16 or bfloat16 with no
             option but `scale` and `is_causal`, for which its results are right. It is never chosen for you.
 
@@ -155,9 +155,9 @@ def dot_product_attention(
 
 
 def default_attention_block_size(heads: int) -> int:
-    """Queries and keys in a block: a power of two from 128 to 1024 whose logits, for all heads of the batch, fill 16
-    MiB on a CPU, 256 MiB on an accelerator."""
-    budget = 2**24 if jax.default_backend() == "cpu" else 2**28
+    """Queries and keys in a block: a power of two from 128 to 1024 whose logits, for all heads of the batch, fill 2
+    MiB on a CPU, whose caches hold as much, and 256 MiB on an accelerator."""
+    budget = 2**21 if jax.default_backend() == "cpu" else 2**28
     size = math.isqrt(budget // (4 * max(heads, 1)))
     return min(max(1 << max(size.bit_length() - 1, 0), 128), 1024)
 

@@ -209,9 +209,7 @@ def _reverse_mode_bwd(block_size: int, residuals, output_bar: Array):
 _reverse_mode.defvjp(_reverse_mode_fwd, _reverse_mode_bwd)
 
 
-def _pull_back(
-    numbers: Numbers, block: Block, output_bar: Array, along: Array, maximum: Array, total: Array
-) -> Inputs:
+def _pull_back(numbers: Numbers, block: Block, output_bar: Array, along: Array, maximum: Array, total: Array) -> Inputs:
     """What one block adds to the cotangents."""
     # Cotangents of a mean over many rows are below what float16 can hold.
     dtype = jnp.float32 if block.query.dtype == jnp.float16 else block.query.dtype

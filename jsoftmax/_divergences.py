@@ -1,0 +1,182 @@
+"""Divergences between the softmax of two rows of logits, right to rounding however close the two are.
+
+With p the first row's probabilities, q the second's and r = log p − log q, the textbook's Σ p·r is a small difference
+of large terms when p and q are close: r is of first order, the divergence of second. Since Σ (q − p) = 0,
+
+    KL(p‖q) = Σ (p·r + q − p) = Σ p·(r + e^(−r) − 1)
+
+whose terms are all ≥ 0, and the bracket has a series in r without a first-order term. r itself comes from differences
+of the logits, taken before anything is rounded: not from two logarithms.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax._probabilities import probabilities, row_state
+from jsoftmax._rows import Rows
+
+
+class Pair(NamedTuple):
+    """Two distributions, each (*batch, classes), and the logarithm of their ratio."""
+
+    p: Array
+    q: Array
+    r: Array  # log p − log q; +∞ where only q has no such class, −∞ where only p has none
+
+
+class Divergence(NamedTuple):
+    """KL(p‖q) of each row, and its derivative by the logits of p and of q."""
+
+    value: Array
+    d_first: Array
+    d_second: Array
+
+
+def pair_of(first: Rows, second: Rows) -> Pair:
+    """p, q and r of two batches of rows under the same mask and temperature."""
+    shares = [probabilities(rows.z(), None, row_state(rows, None))[0] for rows in (first, second)]
+    where, temperature = first.transform.where, first.transform.temperature
+    a, b = (_masked(rows.logits.astype(rows.dtype), where) for rows in (first, second))
+    both = jnp.isfinite(a) & jnp.isfinite(b)
+    difference, error = _exact_difference(jnp.where(both, a, 0), jnp.where(both, b, 0))
+    # Relative to the likeliest class k of p that q has too, so that a constant on a row changes nothing.
+    at_k = functools.partial(_take, jnp.argmax(jnp.where(both, a, -jnp.inf), axis=-1)[..., None])
+    relative = (difference - at_k(difference)) + (error - at_k(error))
+    if temperature is not None:
+        relative = relative / temperature
+    r = relative + _log_ratio_at(at_k, relative, *shares, both)
+    return Pair(shares[0].p, shares[1].p, jnp.where(both, r, jnp.where(a > b, jnp.inf, -jnp.inf)))
+
+
+def _masked(logits: Array, where: Array | None) -> Array:
+    return logits if where is None else jnp.where(where, logits, -jnp.inf)
+
+
+def _take(index: Array, rows: Array) -> Array:
+    return jnp.take_along_axis(rows, index, axis=-1)
+
+
+@jax.custom_jvp
+def _exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """a − b, rounded, and what the rounding took away (Knuth's two-sum)."""
+    difference = a - b
+    back = difference - a
+    return difference, (a - (difference - back)) - (b + back)
+
+
+@_exact_difference.defjvp
+def _exact_difference_jvp(primals, tangents):
+    out = _exact_difference(*primals)
+    return out, (tangents[0] - tangents[1], jnp.zeros_like(out[1]))
+
+
+def _log_ratio_at(at_k, relative: Array, first, second, both: Array) -> Array:
+    """log p_k − log q_k = −log Σ q_j e^(r_j − r_k), by log1p: (*batch, 1)."""
+    near = relative < 1
+    far = jnp.exp(jnp.where(near | ~both, 0, second.log_p + relative)) - second.p
+    each = jnp.where(near, second.p * jnp.expm1(jnp.where(near, relative, 0)), far)
+    change = jnp.sum(jnp.where(both, each, 0), axis=-1, keepdims=True)
+    # Where most of q is elsewhere, the logarithms are far apart and cancel nothing.
+    usable = (change > -0.5) & jnp.all(both | (first.p == 0), axis=-1, keepdims=True)
+    k_in_both = at_k(both)
+    apart = jnp.where(k_in_both, at_k(first.log_p), 0) - jnp.where(k_in_both, at_k(second.log_p), 0)
+    return jnp.where(usable, -jnp.log1p(jnp.where(usable, change, 0)), apart)
+
+
+def divergence(p: Array, q: Array, r: Array) -> Divergence:
+    """KL(p‖q) with r = log p − log q."""
+    small = jnp.abs(r) < 1
+    near = jnp.where(small, r, 0)
+    some = p > 0
+    large = jnp.where(some, p * jnp.where(some & ~small, r, 0), p)  # 0 · ∞ is 0 here; a NaN stays
+    value = jnp.sum(jnp.where(small, p * _second_order(near), large + (q - p)), axis=-1)
+    d_second = jnp.where(small, p * jnp.expm1(-near), q - p)
+    return Divergence(value, jnp.where(small, p * near, large) - p * value[..., None], d_second)
+
+
+def _second_order(r: Array) -> Array:
+    """r + e^(−r) − 1 for |r| < 1: r²/2 − r³/6 + r⁴/24 − …"""
+    last = 20 if r.dtype == jnp.float64 else 12
+    series = jnp.zeros_like(r)
+    for n in range(last, 1, -1):
+        series = 1 / math.factorial(n) - r * series
+    return r * r * series
+
+
+@jax.custom_jvp
+def kl_of_rows(first: Rows, second: Rows) -> Array:
+    """KL of the softmax of `second` from that of `first`, (*batch,)."""
+    return divergence(*pair_of(first, second)).value
+
+
+@kl_of_rows.defjvp
+def _kl_of_rows_jvp(primals, tangents):
+    # dKL = Σ p_j (r_j − KL) da_j + Σ (q_j − p_j) db_j, with a and b the logits over the temperature.
+    def push(rows, rows_dot):
+        found = divergence(*pair_of(*rows))
+        return _along(found.d_first, rows[0], rows_dot[0]) + _along(found.d_second, rows[1], rows_dot[1])
+
+    # Under checkpoint, only the logits wait for a transpose.
+    return kl_of_rows(*primals), jax.checkpoint(push)(primals, tangents)
+
+
+@jax.custom_jvp
+def js_of_rows(first: Rows, second: Rows, weight: Array) -> Array:
+    """(1 − w)·KL(p‖m) + w·KL(q‖m) with m = (1 − w)·p + w·q, (*batch,)."""
+    from_first, from_second = _to_mixture(pair_of(first, second), weight)
+    total = (1 - weight) * from_first.value + weight * from_second.value
+    # The entropy of the weights bounds it; rounding may not.
+    bound = -_x_log_x(weight) - _x_log_x(1 - weight)
+    return jnp.minimum(total, bound)
+
+
+def _x_log_x(x: Array) -> Array:
+    return jnp.where(x > 0, x * jnp.log(jnp.where(x > 0, x, 1)), 0)
+
+
+def _to_mixture(pair: Pair, weight: Array) -> tuple[Divergence, Divergence]:
+    """KL(p‖m) and KL(q‖m). log p − log m = −log1p(w·expm1(−r)), and from the other side the same with 1 − w and −r."""
+    p, q, r = pair
+    mixture = (1 - weight) * p + weight * q
+
+    def to_mixture(share, ratio):
+        # For ratio < 0 the form with e^(−ratio) may overflow; the other one is it, less the ratio.
+        down, up = jnp.maximum(ratio, 0), jnp.minimum(ratio, 0)
+        near = -jnp.log1p(share * jnp.expm1(-down))
+        lost = jnp.where(jnp.isneginf(up), 0, up) - jnp.log1p((1 - share) * jnp.expm1(up))
+        return jnp.where(ratio >= 0, near, jnp.where(jnp.isneginf(ratio), -jnp.inf, lost))
+
+    return divergence(p, mixture, to_mixture(weight, r)), divergence(q, mixture, to_mixture(1 - weight, -r))
+
+
+@js_of_rows.defjvp
+def _js_of_rows_jvp(primals, tangents):
+    # The mixture is the best common approximation, so that its own change counts nothing:
+    # dJS = (1 − w) Σ p_j (log(p_j/m_j) − KL(p‖m)) da_j + w Σ q_j (…) db_j + (KL(q‖m) − KL(p‖m)) dw.
+    def push(primals, tangents):
+        (first, second, weight), (first_dot, second_dot, weight_dot) = primals, tangents
+        from_first, from_second = _to_mixture(pair_of(first, second), weight)
+        along = (1 - weight) * _along(from_first.d_first, first, first_dot)
+        along += weight * _along(from_second.d_first, second, second_dot)
+        return along + (from_second.value - from_first.value) * weight_dot
+
+    return js_of_rows(*primals), jax.checkpoint(push)(primals, tangents)
+
+
+def _along(slope: Array, rows: Rows, rows_dot: Rows) -> Array:
+    """Σ_j slope_j · d(logits_j / T), where a mask stands still."""
+    temperature = rows.transform.temperature
+    still = (
+        ~jnp.isfinite(rows.logits)
+        if rows.transform.where is None
+        else ~(rows.transform.where & jnp.isfinite(rows.logits))
+    )
+    logits, logits_dot = (jnp.where(still, 0, array.astype(rows.dtype)) for array in (rows.logits, rows_dot.logits))
+    if temperature is not None:
+        logits_dot = (logits_dot - logits / temperature * rows_dot.transform.temperature) / temperature
+    return jnp.sum(slope * logits_dot, axis=-1)
