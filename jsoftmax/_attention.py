@@ -205,7 +205,7 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
     groups, width = key.shape[-2:]
     if width != query.shape[-1] or width == 0 or key.shape[:-3] != query.shape[:-3]:
         raise ValueError(
-            f"key has shape {key.shape} and query {query.shape}, but they need the same batch and the same width above 0"
+            f"key has shape {key.shape} and query {query.shape}, but they need the same batch and width, above 0"
         )
     if groups == 0 or query.shape[-2] % groups:
         raise ValueError(f"query has {query.shape[-2]} heads, but needs a multiple of the {groups} of key and value")

@@ -47,8 +47,8 @@ def distillation_loss(
         label_weight: α, the share of the labels' cross-entropy at temperature 1, in [0, 1]; used with labels only.
 
     Returns:
-        The loss of each row in nats, of the batch's shape: float32 for narrower logits. A class that the teacher gives a
-        probability and the student a logit of −∞ makes the row +∞; a NaN or +∞ makes its own row NaN.
+        The loss of each row in nats, of the batch's shape: float32 for narrower logits. A class that the teacher has
+        and to which the student gives a logit of −∞ makes the row +∞; a NaN or +∞ makes its own row NaN.
 
     Raises:
         TypeError: logits are not floating-point, or `where` is not boolean.
@@ -91,7 +91,8 @@ def top_k_distillation_loss(
     r"""Distillation from a teacher of whom only the k likeliest classes were stored.
 
     .. math:: \mathrm{loss} = T^2 \Bigl(\sum_{i=1}^{k} t_i \log \frac{t_i}{p_i}
-        + \bar t \log \frac{\bar t}{\bar p}\Bigr), \qquad \bar t = 1 - \sum_i t_i, \quad \bar p = \sum_{j\ \text{other}} p_j
+        + \bar t \log \frac{\bar t}{\bar p}\Bigr), \qquad
+        \bar t = 1 - \sum_i t_i, \quad \bar p = \sum_{j\ \text{other}} p_j
 
     All other classes are one class more, the tail, so that the student learns how much they hold together but not how
     it is shared out. With k = V this is `distillation_loss`. The teacher's tail is :math:`(1 - t_1) - t_2 - \dots`,
@@ -160,10 +161,11 @@ def jensen_shannon_divergence(
 ) -> Array:
     r"""Jensen–Shannon divergence of two distributions: how far both are from their mixture.
 
-    .. math:: \mathrm{JS}_w = (1 - w)\,\mathrm{KL}(p \,\|\, m) + w\,\mathrm{KL}(q \,\|\, m), \qquad m = (1 - w)\,p + w\,q
+    .. math:: \mathrm{JS}_w = (1 - w)\,\mathrm{KL}(p \,\|\, m) + w\,\mathrm{KL}(q \,\|\, m), \qquad
+        m = (1 - w)\,p + w\,q
 
-    Always finite, 0 for equal distributions, and at most the entropy of the weights, :math:`\log 2` for :math:`w = 1/2`,
-    which distributions without a common class reach. Right to rounding however close the two are.
+    Always finite, 0 for equal distributions, and at most the entropy of the weights: :math:`\log 2` for
+    :math:`w = 1/2`, which distributions without a common class reach. Right to rounding however close the two are.
 
     Args:
         first_logits: float array; `axis` holds the classes. p is its softmax.

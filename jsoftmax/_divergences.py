@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._probabilities import probabilities, row_state
+from jsoftmax._probabilities import Shares, probabilities, row_state
 from jsoftmax._rows import Rows
 
 
@@ -75,12 +75,14 @@ def _exact_difference_jvp(primals, tangents):
     return out, (tangents[0] - tangents[1], jnp.zeros_like(out[1]))
 
 
-def _log_ratio_at(at_k, relative: Array, first, second, both: Array) -> Array:
+def _log_ratio_at(at_k, relative: Array, first: Shares, second: Shares, both: Array) -> Array:
     """log p_k − log q_k = −log Σ q_j e^(r_j − r_k), by log1p: (*batch, 1)."""
-    near = relative < 1
-    far = jnp.exp(jnp.where(near | ~both, 0, second.log_p + relative)) - second.p
-    each = jnp.where(near, second.p * jnp.expm1(jnp.where(near, relative, 0)), far)
-    change = jnp.sum(jnp.where(both, each, 0), axis=-1, keepdims=True)
+    near = both & (relative < 1)
+    p_k = at_k(first.p)
+    far = first.p * (at_k(second.p) / jnp.where(p_k == 0, 1, p_k))  # = q_j e^(r_j − r_k), without a large exponential
+    far = jnp.where(both, far, 0) - second.p
+    change = jnp.where(near, second.p * jnp.expm1(jnp.where(near, relative, 0)), far)
+    change = jnp.sum(change, axis=-1, keepdims=True)
     # Where most of q is elsewhere, the logarithms are far apart and cancel nothing.
     usable = (change > -0.5) & jnp.all(both | (first.p == 0), axis=-1, keepdims=True)
     k_in_both = at_k(both)
@@ -95,8 +97,9 @@ def divergence(p: Array, q: Array, r: Array) -> Divergence:
     some = p > 0
     large = jnp.where(some, p * jnp.where(some & ~small, r, 0), p)  # 0 · ∞ is 0 here; a NaN stays
     value = jnp.sum(jnp.where(small, p * _second_order(near), large + (q - p)), axis=-1)
+    d_first = jnp.where(small, p * near, large) - jnp.where(some, p * value[..., None], 0)
     d_second = jnp.where(small, p * jnp.expm1(-near), q - p)
-    return Divergence(value, jnp.where(small, p * near, large) - p * value[..., None], d_second)
+    return Divergence(value, d_first, d_second)
 
 
 def _second_order(r: Array) -> Array:
@@ -129,10 +132,15 @@ def _kl_of_rows_jvp(primals, tangents):
 def js_of_rows(first: Rows, second: Rows, weight: Array) -> Array:
     """(1 − w)·KL(p‖m) + w·KL(q‖m) with m = (1 − w)·p + w·q, (*batch,)."""
     from_first, from_second = _to_mixture(pair_of(first, second), weight)
-    total = (1 - weight) * from_first.value + weight * from_second.value
+    total = _share(1 - weight, from_first.value) + _share(weight, from_second.value)
     # The entropy of the weights bounds it; rounding may not.
     bound = -_x_log_x(weight) - _x_log_x(1 - weight)
     return jnp.minimum(total, bound)
+
+
+def _share(weight: Array, values: Array) -> Array:
+    """weight · values, where a weight of 0 wins over ∞."""
+    return weight * jnp.where(weight == 0, 0, values)
 
 
 def _x_log_x(x: Array) -> Array:
@@ -145,11 +153,10 @@ def _to_mixture(pair: Pair, weight: Array) -> tuple[Divergence, Divergence]:
     mixture = (1 - weight) * p + weight * q
 
     def to_mixture(share, ratio):
-        # For ratio < 0 the form with e^(−ratio) may overflow; the other one is it, less the ratio.
-        down, up = jnp.maximum(ratio, 0), jnp.minimum(ratio, 0)
-        near = -jnp.log1p(share * jnp.expm1(-down))
-        lost = jnp.where(jnp.isneginf(up), 0, up) - jnp.log1p((1 - share) * jnp.expm1(up))
-        return jnp.where(ratio >= 0, near, jnp.where(jnp.isneginf(ratio), -jnp.inf, lost))
+        # Far below 0, where e^(−ratio) overflows, nothing else is left beside it.
+        lowest = -0.9 * math.log(float(jnp.finfo(ratio.dtype).max))
+        usual = -jnp.log1p(share * jnp.expm1(-jnp.maximum(ratio, lowest)))
+        return jnp.where(ratio >= lowest, usual, jnp.where(share > 0, ratio - jnp.log(share), 0))
 
     return divergence(p, mixture, to_mixture(weight, r)), divergence(q, mixture, to_mixture(1 - weight, -r))
 
@@ -161,8 +168,8 @@ def _js_of_rows_jvp(primals, tangents):
     def push(primals, tangents):
         (first, second, weight), (first_dot, second_dot, weight_dot) = primals, tangents
         from_first, from_second = _to_mixture(pair_of(first, second), weight)
-        along = (1 - weight) * _along(from_first.d_first, first, first_dot)
-        along += weight * _along(from_second.d_first, second, second_dot)
+        along = _share(1 - weight, _along(from_first.d_first, first, first_dot))
+        along += _share(weight, _along(from_second.d_first, second, second_dot))
         return along + (from_second.value - from_first.value) * weight_dot
 
     return js_of_rows(*primals), jax.checkpoint(push)(primals, tangents)
@@ -170,13 +177,9 @@ def _js_of_rows_jvp(primals, tangents):
 
 def _along(slope: Array, rows: Rows, rows_dot: Rows) -> Array:
     """Σ_j slope_j · d(logits_j / T), where a mask stands still."""
-    temperature = rows.transform.temperature
-    still = (
-        ~jnp.isfinite(rows.logits)
-        if rows.transform.where is None
-        else ~(rows.transform.where & jnp.isfinite(rows.logits))
-    )
-    logits, logits_dot = (jnp.where(still, 0, array.astype(rows.dtype)) for array in (rows.logits, rows_dot.logits))
+    where, temperature = rows.transform.where, rows.transform.temperature
+    logits, logits_dot = (array.astype(rows.dtype) for array in (rows.logits, rows_dot.logits))
     if temperature is not None:
-        logits_dot = (logits_dot - logits / temperature * rows_dot.transform.temperature) / temperature
-    return jnp.sum(slope * logits_dot, axis=-1)
+        finite = jnp.where(jnp.isfinite(logits), logits, 0)
+        logits_dot = (logits_dot - finite / temperature * rows_dot.transform.temperature) / temperature
+    return jnp.sum(slope * (logits_dot if where is None else jnp.where(where, logits_dot, 0)), axis=-1)
