@@ -215,7 +215,7 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
 def _grouped(array: Array, groups: int) -> Array:
     """(*batch, length, heads, width) as (batch, groups, heads of each, length, width)."""
     length, heads, width = array.shape[-3:]
-    return jnp.moveaxis(array.reshape(-1, length, groups, heads // groups, width), 1, 3)
+    return jnp.moveaxis(array.reshape(math.prod(array.shape[:-3]), length, groups, heads // groups, width), 1, 3)
 
 
 def _five_axes(name: str, array: Array, shape: tuple[int, ...], groups: int) -> Array:

@@ -134,7 +134,7 @@ def js_of_rows(first: Rows, second: Rows, weight: Array) -> Array:
     from_first, from_second = _to_mixture(pair_of(first, second), weight)
     total = _share(1 - weight, from_first.value) + _share(weight, from_second.value)
     # The entropy of the weights bounds it; rounding may not.
-    bound = -_x_log_x(weight) - _x_log_x(1 - weight)
+    bound = 0 - (_x_log_x(weight) + _x_log_x(1 - weight))
     return jnp.minimum(total, bound)
 
 
