@@ -97,8 +97,11 @@ def divergence(p: Array, q: Array, r: Array) -> Divergence:
     some = p > 0
     large = jnp.where(some, p * jnp.where(some & ~small, r, 0), p)  # 0 · ∞ is 0 here; a NaN stays
     value = jnp.sum(jnp.where(small, p * _second_order(near), large + (q - p)), axis=-1)
-    d_first = jnp.where(small, p * near, large) - jnp.where(some, p * value[..., None], 0)
     d_second = jnp.where(small, p * jnp.expm1(-near), q - p)
+    # p_j (r_j − Σ p_i r_i), relative to the likeliest class, whose own term then vanishes instead of cancelling.
+    ratio = jnp.where(jnp.isfinite(r) & some, r, 0)
+    ratio = ratio - _take(jnp.argmax(p, axis=-1)[..., None], ratio)
+    d_first = p * (ratio - jnp.sum(p * ratio, axis=-1, keepdims=True))
     return Divergence(value, d_first, d_second)
 
 
