@@ -122,15 +122,17 @@ def dot_product_attention(
         }
         return _cudnn(query, key, value, scale, is_causal, options)
     batch, shape = query.shape[:-3], (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+    groups = key.shape[-2]
     inputs = Inputs(
-        _grouped(query, key.shape[-2]),
-        *(_grouped(array, key.shape[-2])[:, :, 0] for array in (key, value)),
-        None if bias is None else _five_axes("bias", _checks.float_array("bias", bias), shape, key.shape[-2]),
-        _numbers(query, scale, softcap, temperature),
+        query=_grouped(query, groups),
+        key=_grouped(key, groups)[:, :, 0],
+        value=_grouped(value, groups)[:, :, 0],
+        bias=None if bias is None else _five_axes("bias", _checks.float_array("bias", bias), shape, groups),
+        numbers=_numbers(query, scale, softcap, temperature),
     )
     left, right = _window(local_window_size, is_causal)
     visibility = Visibility(
-        None if mask is None else _five_axes("mask", _checks.bool_array("mask", mask), shape, key.shape[-2]),
+        None if mask is None else _five_axes("mask", _checks.bool_array("mask", mask), shape, groups),
         _lengths("query_seq_lengths", query_seq_lengths, batch),
         _lengths("key_value_seq_lengths", key_value_seq_lengths, batch),
         left,
@@ -251,14 +253,18 @@ def _window(local_window_size: int | tuple[int, int] | None, is_causal: bool) ->
 def _numbers(query: Array, scale: ArrayLike | None, softcap: ArrayLike | None, temperature: ArrayLike) -> Numbers:
     dtype = compute_dtype(query.dtype)
     least = float(jnp.finfo(dtype).tiny)
-    numbers = {"scale": query.shape[-1] ** -0.5 if scale is None else scale}
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if softcap is not None:
         _checks.within("softcap", softcap, least, float("inf"))
     if not _checks.is_known(temperature, 1.0):
         _checks.within("temperature", temperature, least, float("inf"))
-    numbers |= {"softcap": softcap, "temperature": None if _checks.is_known(temperature, 1.0) else temperature}
-    for name, number in numbers.items():
-        if number is not None:
-            numbers[name] = jnp.asarray(number, dtype)
-            _checks.has_shape(name, numbers[name], (), "one number")
-    return Numbers(**numbers)
+    softened = None if _checks.is_known(temperature, 1.0) else temperature
+
+    def number(name: str, value: ArrayLike | None) -> Array | None:
+        if value is None:
+            return None
+        array = jnp.asarray(value, dtype)
+        _checks.has_shape(name, array, (), "one number")
+        return array
+
+    return Numbers(number("scale", scale), number("softcap", softcap), number("temperature", softened))

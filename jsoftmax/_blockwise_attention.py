@@ -136,7 +136,8 @@ def _evaluate(block_size: int, inputs: Inputs, visibility: Visibility) -> tuple[
         total = jnp.where(sums.total == 0, 1, sums.total)[..., None]
         return (sums.values / total).astype(inputs.query.dtype), _finite(sums.maximum)[..., None], total
 
-    return tuple(_joined(blocks, inputs.query.shape[3]) for blocks in lax.map(of_queries, rows))
+    output, maximum, total = (_joined(blocks, inputs.query.shape[3]) for blocks in lax.map(of_queries, rows))
+    return output, maximum, total
 
 
 def _if(condition: Array | bool, compute, otherwise):

@@ -39,7 +39,7 @@ class Divergence(NamedTuple):
 
 def pair_of(first: Rows, second: Rows) -> Pair:
     """p, q and r of two batches of rows under the same mask and temperature."""
-    shares = [probabilities(rows.z(), None, row_state(rows, None))[0] for rows in (first, second)]
+    of_p, of_q = (probabilities(rows.z(), None, row_state(rows, None))[0] for rows in (first, second))
     where, temperature = first.transform.where, first.transform.temperature
     a, b = (_masked(rows.logits.astype(rows.dtype), where) for rows in (first, second))
     both = jnp.isfinite(a) & jnp.isfinite(b)
@@ -49,8 +49,8 @@ def pair_of(first: Rows, second: Rows) -> Pair:
     relative = (difference - at_k(difference)) + (error - at_k(error))
     if temperature is not None:
         relative = relative / temperature
-    r = relative + _log_ratio_at(at_k, relative, *shares, both)
-    return Pair(shares[0].p, shares[1].p, jnp.where(both, r, jnp.where(a > b, jnp.inf, -jnp.inf)))
+    r = relative + _log_ratio_at(at_k, relative, of_p, of_q, both)
+    return Pair(of_p.p, of_q.p, jnp.where(both, r, jnp.where(a > b, jnp.inf, -jnp.inf)))
 
 
 def _masked(logits: Array, where: Array | None) -> Array:
