@@ -2,6 +2,7 @@
 
 from jsoftmax import categorical as categorical
 from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from jsoftmax._attention import dot_product_attention as dot_product_attention
 from jsoftmax._blockwise import blockwise as blockwise
 from jsoftmax._calibration import Calibration as Calibration, fit_temperature as fit_temperature
 from jsoftmax._calibration_error import (
@@ -16,6 +17,11 @@ from jsoftmax._cross_entropy import (
     softmax_cross_entropy as softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
     softmax_focal_loss as softmax_focal_loss,
+)
+from jsoftmax._distillation import (
+    distillation_loss as distillation_loss,
+    jensen_shannon_divergence as jensen_shannon_divergence,
+    top_k_distillation_loss as top_k_distillation_loss,
 )
 from jsoftmax._distributions import (
     brier_score as brier_score,

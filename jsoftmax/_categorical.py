@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax import _checks
 from jsoftmax._axes import Axis
-from jsoftmax._divergence import divergence
+from jsoftmax._divergences import kl_of_rows
 from jsoftmax._options import LogitOptions, checked_rows
 from jsoftmax._rows import Rows
 from jsoftmax._statistics import Config, row_statistics
@@ -139,7 +139,7 @@ def kl_divergence(
     other_logits = _checks.float_array("other_logits", other_logits)
     _checks.has_shape("other_logits", other_logits, jnp.shape(logits), "that of logits")
     options: LogitOptions = {"temperature": temperature}
-    return divergence(_checked(logits, axis, where, options), _checked(other_logits, axis, where, options))
+    return kl_of_rows(_checked(logits, axis, where, options), _checked(other_logits, axis, where, options))
 
 
 def _checked(logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions) -> Rows:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import _checks
-from jsoftmax._divergence import above_tangent
+from jsoftmax._divergences import above_tangent
 from jsoftmax._tokens import (
     REDUCTIONS,
     Policy,
