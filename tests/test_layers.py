@@ -13,12 +13,12 @@ PACKAGE = ROOT / "jsoftmax"
 # From the bottom up. A module imports from layers below its own: not from its own, not from above.
 LAYERS = [
     {"_axes", "_checks", "_dtypes", "_labels"},
-    {"_logits", "_matmul"},
+    {"_logits", "_matmul", "_sampling", "_trees"},
     {"_rows"},
     {"_probabilities", "_reports"},
     {"_options", "_statistics"},
-    {"_activations", "_blockwise", "_losses", "_public_statistics"},
-    {"_cross_entropy", "_distributions", "_linear", "_sigmoid"},
+    {"_activations", "_blockwise", "_candidates", "_losses", "_public_statistics", "_samplers"},
+    {"_adaptive", "_cross_entropy", "_distributions", "_hierarchical", "_in_batch", "_linear", "_sampled", "_sigmoid"},
     {"__init__"},
     {"reference"},
     {"testing"},
