@@ -100,7 +100,8 @@ def huffman_tree(counts: ArrayLike | Sequence) -> ClassTree:
 def nested_tree(nested: Sequence) -> ClassTree:
     """The tree of nested lists of class numbers, such as `[[0, 1], [2, [3, 4]]]`.
 
-    A list of more than two entries becomes decisions between its halves, so that siblings stay together.
+    A list of more than two entries becomes decisions between its halves, its own classes before the lists in it, so
+    that siblings stay together.
 
     Args:
         nested: lists of lists and class numbers; the numbers are 0, 1, …, classes − 1, each once.

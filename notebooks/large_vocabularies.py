@@ -163,6 +163,8 @@ plt.show()
 # %% [markdown]
 # A step of the full loss multiplies with every token's row, one of the sampled loss with 256 and the labels: a
 # thirtieth. What is left of the step is the optimizer, which still walks through all parameters; with ten million
-# classes one would update the rows that were touched alone, as `touched_classes` shows. Step for step the full loss
-# learns at least as well. At 8,192 tokens it is cheap enough and the one to take; the larger the vocabulary, the more
-# steps the sampled loss makes in the same time.
+# classes one would update the rows that were touched alone, as `touched_classes` shows.
+#
+# Do not read too much into which curve is lower after so few steps at one learning rate: it shows that the sampled
+# gradients are good enough to learn from. At 8,192 tokens the full loss is cheap enough, and has no number of samples
+# to choose; the larger the vocabulary, the more steps the sampled loss makes in the same time.
