@@ -195,7 +195,7 @@ def draw(results: dict, path: Path) -> None:
     ):
         for row in results["rows"]:
             panel.plot(row[field], row["held_out_nats"], "o")
-            below = row["loss"] == "full"
+            below = row["loss"] in ("full", "sampled, 128", "hierarchical")
             offset = (-6, -12) if below else (6, 4)
             panel.annotate(
                 row["loss"], (row[field], row["held_out_nats"]), offset, textcoords="offset points", fontsize=8

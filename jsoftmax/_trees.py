@@ -209,7 +209,7 @@ def _tree(pairs: Sequence, classes: int) -> ClassTree:
         turn[children[:, side]] = sign
     path, turns = [], []
     node = np.arange(classes - 1, 2 * classes - 1)
-    while np.any(node >= 0) and np.any(parent[node] >= 0):
+    while np.any((node >= 0) & (parent[node] >= 0)):
         above = np.where(node >= 0, parent[node], -1)
         path.append(np.maximum(above, 0))
         turns.append(np.where(node >= 0, turn[node], 0))

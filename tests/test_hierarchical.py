@@ -90,7 +90,9 @@ def test_huffman_tree_has_the_least_cost(counts):
         joined = heapq.heappop(heap) + heapq.heappop(heap)
         cost += joined
         heapq.heappush(heap, joined)
-    depths = np.asarray(jsoftmax.huffman_tree(counts).turns != 0).sum(axis=1)
+    tree = jsoftmax.huffman_tree(counts)
+    depths = np.asarray(tree.turns != 0).sum(axis=1)
+    assert tree.depth == depths.max()
     assert np.dot(depths, counts) == cost
     assert len(counts) == 1 or np.sum(2.0**-depths) == 1  # Kraft: no place is left free
 
