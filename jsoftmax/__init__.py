@@ -2,6 +2,7 @@
 
 from jsoftmax import categorical as categorical
 from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from jsoftmax._adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from jsoftmax._attention import dot_product_attention as dot_product_attention
 from jsoftmax._blockwise import blockwise as blockwise
 from jsoftmax._calibration import Calibration as Calibration, fit_temperature as fit_temperature
@@ -12,6 +13,7 @@ from jsoftmax._calibration_error import (
     expected_calibration_error as expected_calibration_error,
     reliability_bins as reliability_bins,
 )
+from jsoftmax._candidates import touched_classes as touched_classes
 from jsoftmax._cross_entropy import (
     poly_loss_cross_entropy as poly_loss_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
@@ -28,10 +30,18 @@ from jsoftmax._distributions import (
     kl_divergence as kl_divergence,
     smooth_labels as smooth_labels,
 )
+from jsoftmax._draws import Sample as Sample, Sampler as Sampler
 from jsoftmax._groups import (
     group_advantages as group_advantages,
     group_relative_policy_loss as group_relative_policy_loss,
 )
+from jsoftmax._hierarchical import (
+    TopClasses as TopClasses,
+    hierarchical_log_softmax as hierarchical_log_softmax,
+    hierarchical_softmax_cross_entropy as hierarchical_softmax_cross_entropy,
+    hierarchical_top_k as hierarchical_top_k,
+)
+from jsoftmax._in_batch import in_batch_softmax_cross_entropy as in_batch_softmax_cross_entropy
 from jsoftmax._linear import (
     default_block_size as default_block_size,
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,
@@ -44,9 +54,24 @@ from jsoftmax._policies import (
 )
 from jsoftmax._preferences import preference_loss as preference_loss, sequence_log_prob as sequence_log_prob
 from jsoftmax._public_statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
+from jsoftmax._sampled import (
+    SampledLossOptions as SampledLossOptions,
+    sampled_softmax_cross_entropy as sampled_softmax_cross_entropy,
+)
+from jsoftmax._samplers import (
+    log_uniform_sampler as log_uniform_sampler,
+    uniform_sampler as uniform_sampler,
+    unigram_sampler as unigram_sampler,
+)
 from jsoftmax._sigmoid import (
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
     sigmoid_focal_loss as sigmoid_focal_loss,
+)
+from jsoftmax._trees import (
+    ClassTree as ClassTree,
+    huffman_tree as huffman_tree,
+    nested_tree as nested_tree,
+    parent_tree as parent_tree,
 )
 
 __version__ = "0.1.0"
