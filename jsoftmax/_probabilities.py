@@ -161,7 +161,8 @@ def _positions(z: Array, size: int) -> Array:
 def _counted_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     """For CPUs among which XLA splits the class axis: leave every largest class out, and put all but one back."""
     z = rows.z()
-    maximum = jnp.max(z, axis=-1)
+    # The largest of several devices' numbers may overlook a NaN.
+    maximum = jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
     top = _defined(maximum, empty)[..., None]
     largest = z == top
     smaller = jnp.sum(jnp.where(largest, 0, exponentials(z, top)), axis=-1) / UNIT

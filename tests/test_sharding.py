@@ -256,32 +256,44 @@ def sharded(function, *specs, out, axes=("data", "model"), shape="8", check_vma=
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=check_vma))
 
 
-@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
-def test_edge_rows_equal_one_device(check_vma):
-    """NaN, infinities, masks and labels of every kind, wherever in a row they are."""
+def edge_rows():
+    """NaN, infinities, masks and labels of every kind, wherever in a row they are; and a confident row."""
     inf, nan = jnp.inf, jnp.nan
     row = 2 * normal(7, 16)
     rows = [row, row.at[5].set(-inf), row.at[13].set(-inf), row.at[9].set(nan), row.at[2].set(inf)]
     rows += [row.at[2].set(inf).at[9].set(nan), jnp.full(16, -inf), jnp.full(16, -inf).at[3].set(0.0)]
     rows += [row.at[9].set(nan), row, row, jnp.zeros(16), row.at[9].set(60.0)]
-    labels = jnp.array([0, 3, 13, 4, 1, 1, 1, 3, -100, -1, 16, 15, 9])
-    logits = jnp.stack(rows)
-    loss = functools.partial(jsoftmax.softmax_cross_entropy_with_integer_labels, ignore_index=-100)
+    return jnp.stack(rows), jnp.array([0, 3, 13, 4, 1, 1, 1, 3, -100, -1, 16, 15, 9])
 
-    def everything(logits, labels, axis_name=None):
-        losses = loss(logits, labels, axis_name=axis_name)
-        argmax = jsoftmax.softmax_statistics(logits, labels, axis_name=axis_name).argmax
-        by_class = [f(logits, axis_name=axis_name) for f in (jsoftmax.softmax, jsoftmax.log_softmax)]
-        return (losses, jsoftmax.logsumexp(logits, axis_name=axis_name), argmax), by_class
 
-    def slopes(function):
-        return jax.grad(lambda logits: function(logits, labels)[0][0].sum())(logits)
+def everything(logits, labels, axis_name=None):
+    """What is the same on all shards, and what has one entry a class."""
+    losses = jsoftmax.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=-100, axis_name=axis_name)
+    argmax = jsoftmax.softmax_statistics(logits, labels, axis_name=axis_name).argmax
+    by_class = [f(logits, axis_name=axis_name) for f in (jsoftmax.softmax, jsoftmax.log_softmax)]
+    return (losses, jsoftmax.logsumexp(logits, axis_name=axis_name), argmax), by_class
 
+
+def with_slopes(function, logits, labels):
+    slopes = jax.grad(lambda logits: function(logits, labels)[0][0].sum())(logits)
+    return jax.tree.leaves((function(logits, labels), slopes))
+
+
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+def test_edge_rows_equal_one_device(check_vma):
     split, axes = P(None, ("data", "model")), ("data", "model")
-    mapped = sharded(functools.partial(everything, axis_name=axes), split, P(), out=(P(), split), check_vma=check_vma)
-    actual = (mapped(logits, labels), slopes(mapped))
+    local = functools.partial(everything, axis_name=axes)
+    mapped = sharded(local, split, P(), out=(P(), split), check_vma=check_vma)
+    for a, e in zip(with_slopes(mapped, *edge_rows()), with_slopes(everything, *edge_rows()), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-6, atol=0)
+
+
+def test_edge_rows_under_jit_equal_one_device():
+    """Where XLA splits the classes, by the form that counts the largest."""
+    logits, labels = edge_rows()
+    placed = jax.device_put(logits, NamedSharding(mesh_of("8"), P(None, "model")))
     for a, e in zip(
-        jax.tree.leaves(actual), jax.tree.leaves((everything(logits, labels), slopes(everything))), strict=True
+        with_slopes(jax.jit(everything), placed, labels), with_slopes(everything, logits, labels), strict=True
     ):
         np.testing.assert_allclose(a, e, rtol=1e-6, atol=0)
 
