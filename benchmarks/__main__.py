@@ -6,7 +6,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import activations, attention, cross_entropy, growth, linear, small
 from benchmarks.figures import draw
-from benchmarks.harness import load, results_name, save, table
+from benchmarks.harness import RESULTS, load, results_name, save, table
 from benchmarks.peers import absent
 
 SUBJECTS = {
@@ -28,22 +28,20 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.subjects or list(SUBJECTS)
     rows = []
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, transient=True) as bar:
+    done, doing = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}")
+    with Progress(BarColumn(), done, TimeElapsedColumn(), doing, transient=True) as bar:
         task = bar.add_task("", total=len(names))
         for name in names:
-            rows += SUBJECTS[name].run(arguments.quick, lambda text: bar.update(task, description=text))
+            measured = SUBJECTS[name].run(arguments.quick, lambda text: bar.update(task, description=text))
+            rows += measured
+            if not arguments.quick:
+                save(measured, results_name(), absent())
             bar.advance(task)
     print(table(rows))
     if absent():
         print(f"\nnot installed here, and so without a column: {', '.join(absent())}")
     if not arguments.quick:
-        path = save(rows, results_name(), absent())
+        path = RESULTS / f"{results_name()}.json"
         draw(load(path.stem), path)
         print(f"\nsaved in benchmarks/results/{path.name}, drawn beside it")
 

@@ -16,11 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# Before JAX is imported: no device is needed, and none is asked for.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
@@ -120,6 +115,9 @@ def _size(type_: str) -> int:
 
 
 def main() -> int:
+    # No device is needed, and none is asked for.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     rows, failed = [], 0
     for name, work in WORKS.items():
         for target in TARGETS:

@@ -28,7 +28,7 @@ def run(quick: bool, progress: Callable[[str], None]) -> list[Row]:
     for curves, functions in ((DENSE, _dense), (LINEAR, _linear)):
         for name, (_, shapes) in curves.items():
             for shape in shapes[:: len(shapes) - 1] if quick else shapes:
-                text, settings = "×".join(map(str, shape)), {"repeats": 10, "max_seconds": 2.0, "progress": progress}
+                text, settings = "×".join(map(str, shape)), {"repeats": 10, "max_seconds": 1.0, "progress": progress}
                 arguments = _arguments(*shape[:-1]) if curves is LINEAR else _logits(*shape)
                 rows += measure(
                     f"growth with {name}", text, "float32", functions(shape), arguments, reference="optax", **settings

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,8 @@ def torch_cross_entropy(logits: jax.Array, labels: jax.Array, gradient: bool) ->
     """PyTorch's cross-entropy, eager and compiled, on the same device as JAX; nothing without PyTorch."""
     if not importlib.util.find_spec("torch"):
         return {}
+    # Threads that wait busily for PyTorch's next call would take the processors from JAX's.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch = importlib.import_module("torch")
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
     z = torch.from_numpy(np.asarray(logits, np.float32)).to(device, getattr(torch, str(logits.dtype)))

@@ -50,7 +50,8 @@ def compiled(function: Callable, arguments: tuple) -> Program:
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     compile_ms = 1e3 * (time.perf_counter() - start)
-    temp_mb = program.memory_analysis().temp_size_in_bytes / 1e6
+    memory = program.memory_analysis()  # None where the platform has none
+    temp_mb = memory.temp_size_in_bytes / 1e6 if memory else None
     return Program(lambda: jax.block_until_ready(program(*arguments)), compile_ms, temp_mb)
 
 
@@ -210,7 +211,7 @@ def _error(output: Any, exact: float) -> float:
 
 def main(rows: int, classes: int, features: int | None, dtype: str, as_json: bool) -> int:
     """Measure the shape on the first device that JAX sees, and print what came out."""
-    settings = {"max_seconds": 10.0}
+    settings: dict[str, Any] = {"max_seconds": 10.0}
     if features:
         measured = linear(rows, features, classes, dtype, **settings)
     else:
