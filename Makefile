@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AOT := .venv-aot
 WORKERS ?= 2
 
 # Relative on purpose: pip splits these variables at spaces, so an absolute path could break.
@@ -13,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench lock clean
+.PHONY: help demo test test-aot lint format docs bench lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on handwritten digits
 	@echo "==> Verifying the derivatives"
@@ -27,6 +28,10 @@ demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on
 test: lint ## Lint, check the types and run the tests
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest -n $(WORKERS)
+
+test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes
+	@echo "==> Compiling"
+	@$(AOT)/bin/python -m benchmarks.aot
 
 lint: $(VENV)/.installed ## Run ruff and pyright
 	@echo "==> Linting"
@@ -45,7 +50,7 @@ docs: $(VENV)/.installed-docs ## Build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "==> Open docs/_build/html/index.html"
 
-bench: $(VENV)/.installed ## Time jsoftmax beside its peers
+bench: $(VENV)/.installed ## Time jsoftmax beside its peers (some minutes)
 	@echo "==> Measuring"
 	@$(BIN)/python -m benchmarks
 
@@ -58,7 +63,7 @@ lock: $(VENV)/.created ## Renew constraints.txt
 		--no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml -
 
 clean: ## Remove everything that make has made
-	@rm -rf $(VENV) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(AOT) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -68,6 +73,15 @@ $(VENV)/.created:
 		exit 1; }
 	@echo "==> Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Compilers for devices that are not here; their plugins would ask for the devices' own libraries.
+$(AOT)/.installed: $(VENV)/.created
+	@echo "==> Installing the compilers for an H200 and a TPU (once)"
+	@$(BIN)/python -m venv $(AOT)
+	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq jax==0.10.2 'libtpu==0.0.42.*' absl-py jaxtyping optax
+	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq --no-deps \
+		jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt

@@ -1,34 +1,49 @@
-"""`python -m benchmarks [--quick] [subject …]`: measure, print a table, and keep it in benchmarks/results."""
+"""`python -m benchmarks [--quick] [subject …]`: measure, print tables, keep and draw them in benchmarks/results."""
 
 import argparse
-import sys
 
-import jax
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cross_entropy, linear
-from benchmarks.harness import save, table
+from benchmarks import activations, attention, cross_entropy, growth, linear, small
+from benchmarks.figures import draw
+from benchmarks.harness import RESULTS, load, results_name, save, table
+from benchmarks.peers import absent
 
-SUBJECTS = {"cross_entropy": cross_entropy, "linear": linear}
+SUBJECTS = {
+    "cross_entropy": cross_entropy,
+    "linear": linear,
+    "activations": activations,
+    "attention": attention,
+    "small": small,
+    "growth": growth,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, []], help="all, if none is named")
-    parser.add_argument("--quick", action="store_true", help="the first shape of each subject, fewer turns")
-    parser.add_argument("--no-save", action="store_true", help="print only")
+    parser.add_argument(
+        "--quick", action="store_true", help="the first shape of each subject, fewer turns; keeps nothing"
+    )
     arguments = parser.parse_args()
-
-    def progress(text: str) -> None:
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
+    names = arguments.subjects or list(SUBJECTS)
     rows = []
-    for name in arguments.subjects or SUBJECTS:
-        rows += SUBJECTS[name].run(arguments.quick, progress)
-    progress("")
+    done, doing = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}")
+    with Progress(BarColumn(), done, TimeElapsedColumn(), doing, transient=True) as bar:
+        task = bar.add_task("", total=len(names))
+        for name in names:
+            measured = SUBJECTS[name].run(arguments.quick, lambda text: bar.update(task, description=text))
+            rows += measured
+            if not arguments.quick:
+                save(measured, results_name(), absent())
+            bar.advance(task)
     print(table(rows))
-    if not arguments.no_save:
-        path = save(rows, f"{jax.default_backend()}-jax{jax.__version__}")
-        print(f"\nsaved in benchmarks/results/{path.name}")
+    if absent():
+        print(f"\nnot installed here, and so without a column: {', '.join(absent())}")
+    if not arguments.quick:
+        path = RESULTS / f"{results_name()}.json"
+        draw(load(path.stem), path)
+        print(f"\nsaved in benchmarks/results/{path.name}, drawn beside it")
 
 
 if __name__ == "__main__":

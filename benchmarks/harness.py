@@ -1,96 +1,74 @@
-"""Time several programs in turns, so that what the machine does meanwhile falls on all of them alike."""
+"""What the subjects share: shapes with names, settings, and results on disk. `jsoftmax._bench` does the timing."""
 
 import dataclasses
 import json
 import os
 import platform
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
+import optax
+
+from jsoftmax import _bench
+from jsoftmax._bench import Program as Program, Row as Row, compiled as compiled, table as table
 
 RESULTS = Path(__file__).parent / "results"
+DTYPES = ("float32", "bfloat16")
+MAX_SECONDS = 2.0  # of measured turns, for each table
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One program at one shape; `ratio` is to the run's own reference, which has 1.0."""
-
-    subject: str
-    shape: str
-    dtype: str
-    program: str
-    median_ms: float
-    spread_ms: float  # between the quartiles
-    ratio: float
-    temp_mb: float
-    error: float | None  # largest relative to the largest expected, against float64
+# Rows and classes: as many logits as a step of training has, or as fit a few minutes.
+SHAPES = {
+    "Llama 2": (256, 32_000),
+    "Llama 2, large batch": (2048, 32_000),
+    "digits": (65_536, 10),
+    "ImageNet": (8192, 1000),
+    "GPT-2": (512, 50_257),
+    "Llama 3": (256, 128_256),
+    "Gemma": (128, 256_000),
+    "long tail": (32, 1_000_003),
+}
 
 
 def measure(
-    subject: str,
-    shape: str,
-    dtype: str,
-    programs: dict[str, Callable],
-    arguments: tuple,
-    *,
-    reference: str,
-    error: Callable | None = None,
-    repeats: int = 20,
-    progress: Callable[[str], None] = lambda text: None,
+    subject: str, shape: str, dtype: str, functions: Mapping[str, Callable], arguments: tuple, **settings: Any
 ) -> list[Row]:
-    """Compile each program, run it twice unmeasured, then all of them in turns."""
-    compiled, outputs = {}, {}
-    for name, program in programs.items():
-        progress(f"{subject} {shape} {dtype}: compiling {name}")
-        compiled[name] = jax.jit(program).lower(*arguments).compile()
-        for _ in range(2):
-            outputs[name] = jax.block_until_ready(compiled[name](*arguments))
-    errors = {name: error(output) if error else None for name, output in outputs.items()}
-    del outputs
-    seconds = {name: [] for name in compiled}
-    for turn in range(repeats):
-        progress(f"{subject} {shape} {dtype}: turn {turn + 1} of {repeats}")
-        for name, program in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[name].append(time.perf_counter() - start)
-    rows = []
-    for name, program in compiled.items():
-        low, median, high = np.percentile(np.array(seconds[name]) * 1e3, [25, 50, 75])
-        # Turn by turn, the ratio is steadier than the times.
-        ratio = float(np.median(np.array(seconds[name]) / np.array(seconds[reference])))
-        temps = program.memory_analysis().temp_size_in_bytes / 1e6
-        rows.append(Row(subject, shape, dtype, name, float(median), float(high - low), ratio, temps, errors[name]))
-    return rows
+    """Compile functions of the same arguments, and time them in turns."""
+    programs = {name: compiled(function, arguments) for name, function in functions.items()}
+    return _bench.measure(subject, shape, dtype, programs, **{"max_seconds": MAX_SECONDS, **settings})
 
 
-def table(rows: list[Row]) -> str:
-    head = f"{'':<32}{'median ms':>11}{'spread':>9}{'ratio':>8}{'temps MB':>10}{'error':>10}"
-    lines, group = [], None
-    for row in rows:
-        if (row.subject, row.shape, row.dtype) != group:
-            group = (row.subject, row.shape, row.dtype)
-            lines += ["", f"{row.subject}, {row.shape}, {row.dtype}", head]
-        error = "" if row.error is None else f"{row.error:.1e}"
-        times = f"{row.median_ms:>11.2f}{row.spread_ms:>9.2f}{row.ratio:>8.2f}"
-        lines.append(f"  {row.program:<30}{times}{row.temp_mb:>10.1f}{error:>10}")
-    return "\n".join(lines)
+def results_name() -> str:
+    """The device and the JAX release, as a file's name."""
+    kind = jax.devices()[0].device_kind.replace(" ", "-").lower()
+    return f"{kind}-jax{jax.__version__}"
 
 
-def save(rows: list[Row], name: str) -> Path:
-    """The rows and the versions that gave them, under benchmarks/results."""
-    RESULTS.mkdir(exist_ok=True)
+def save(rows: Iterable[Row], name: str, absent: Iterable[str] = ()) -> Path:
+    """The rows and the versions that gave them; rows of subjects that were not measured again are kept."""
+    path = RESULTS / f"{name}.json"
+    new = [dataclasses.asdict(row) for row in rows]
+    subjects = {row["subject"] for row in new}
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     device = jax.devices()[0]
     facts = {
         "device": f"{device.platform} ({device.device_kind})",
         "processors": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "optax": optax.__version__,
+        "load": [round(number, 2) for number in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "absent": sorted(absent),
+        "rows": [row for row in old if row["subject"] not in subjects] + new,
     }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def load(name: str) -> list[Row]:
+    """Rows of a file of results. Older files have fewer fields."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    blank = dict.fromkeys(field.name for field in dataclasses.fields(Row))
+    return [Row(**{**blank, **row}) for row in rows]

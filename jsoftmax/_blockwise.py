@@ -151,10 +151,12 @@ def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array] |
     """
     count = row_count(rows)
     dtypes, wide = _widened(params)
-    param_floats, put_params = _floats(wide)
+    wide_floats, put_params = _floats(wide)
 
     def of_block(block):
         block_rows, block_cotangents = block
+        # Once more, inside the loop: XLA for GPUs sees only there that it is undone, and else keeps the wide copy.
+        param_floats = _floats(_widened(params)[1])[0]
         row_floats, put_rows = _floats(block_rows)
 
         def evaluate(param_floats, row_floats):
@@ -172,7 +174,7 @@ def _gradients(plan: Blocks, params: Tree, rows: Tree, cotangents: list[Array] |
 
     whole, rest = split((rows, cotangents), count, plan.block_size)
     if count and count % plan.block_size == 0:
-        total, last = [jnp.zeros_like(leaf) for leaf in param_floats], (None, None)
+        total, last = [jnp.zeros_like(leaf) for leaf in wide_floats], (None, None)
     else:
         results, total, rows_bar = of_block(rest)
         last = results, rows_bar

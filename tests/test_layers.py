@@ -51,7 +51,7 @@ LAYERS = [
     {"__init__"},
     {"reference"},
     {"plots", "testing"},
-    {"_verify"},
+    {"_bench", "_verify"},
     {"__main__"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}

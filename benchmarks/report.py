@@ -1,0 +1,94 @@
+"""Stored results as the short tables of the page on benchmarks."""
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks.growth import PLACES, curve, slope
+from benchmarks.harness import DTYPES, RESULTS, SHAPES, Row
+
+DENSE, LINEAR = "cross-entropy, value and gradient", "linear cross-entropy, value and both gradients"
+MEGABYTE = 1e6
+
+
+class Goal(NamedTuple):
+    name: str
+    subject: str
+    shape: str
+    dtype: str
+    most: float
+    measure: Callable[[Row], float | None]
+
+
+def _ratio(row: Row) -> float:
+    return row.ratio
+
+
+def _temporary(row: Row) -> float | None:
+    return row.temp_mb
+
+
+# Of time, in units of the peer's; of temporary memory, in MB: numbers per row for losses on logits, and the kernel's
+# gradient and a block of logits for linear ones.
+_BLOCK_AND_GRADIENT = 4 * (512 * 32_768 + 512 * 32_768) / MEGABYTE
+GOALS = [
+    Goal("time", DENSE, "256×32000", "float32", 1.0, _ratio),
+    Goal("time", DENSE, "256×32000", "bfloat16", 0.5, _ratio),
+    Goal("temps MB", DENSE, "256×32000", "float32", 2.0, _temporary),
+    Goal("temps MB", DENSE, "256×32000", "bfloat16", 2.0, _temporary),
+    Goal("time", LINEAR, "2048×512×32768", "float32", 0.75, _ratio),
+    Goal("time", LINEAR, "2048×512×32768", "bfloat16", 0.5, _ratio),
+    Goal("temps MB", LINEAR, "2048×512×32768", "float32", _BLOCK_AND_GRADIENT * 1.02, _temporary),
+    Goal("temps MB", LINEAR, "2048×512×32768", "bfloat16", _BLOCK_AND_GRADIENT * 1.02, _temporary),
+]
+
+
+def _find(rows: list[Row], subject: str, shape: str, dtype: str, program: str) -> Row | None:
+    wanted = (subject, shape, dtype, program)
+    return next((row for row in rows if (row.subject, row.shape, row.dtype, row.program) == wanted), None)
+
+
+def comparison(rows: list[Row], subject: str) -> str:
+    """Ours beside optax, a line for each shape with a name."""
+    lines = [f"{'':<43}{'optax ms':>9}{'ours ms':>9}{'ratio':>7}{'temps MB':>16}{'error':>15}"]
+    for model, (count, classes) in SHAPES.items():
+        for dtype in DTYPES:
+            peer, ours = (_find(rows, subject, f"{count}×{classes}", dtype, name) for name in ("optax", "jsoftmax"))
+            if peer is None or ours is None:
+                continue
+            memory, errors = f"{peer.temp_mb:.1f} → {ours.temp_mb:.1f}", f"{peer.error:.0e} → {ours.error:.0e}"
+            times = f"{peer.median_ms:>9.2f}{ours.median_ms:>9.2f}{ours.ratio:>7.2f}"
+            lines.append(f"{f'{model}, {count}×{classes}':<34}{dtype:<9}{times}{memory:>16}{errors:>15}")
+    return "\n".join(lines)
+
+
+def goals(rows: list[Row]) -> str:
+    lines = [f"{'':<58}{'':<10}{'goal':>6}{'is':>8}"]
+    for goal in GOALS:
+        row = _find(rows, goal.subject, goal.shape, goal.dtype, "jsoftmax")
+        reached = goal.measure(row) if row else None
+        if reached is not None:
+            verdict = "reached" if reached <= goal.most else "missed"
+            name = f"{goal.subject.split(',')[0]}, {goal.shape}, {goal.dtype}"
+            lines.append(f"{name:<58}{goal.name:<10}{goal.most:>6.3g}{reached:>8.3g}  {verdict}")
+    return "\n".join(lines)
+
+
+def slopes(rows: list[Row]) -> str:
+    """The exponents of the curves of growth."""
+    lines = [f"{'':<14}{'sizes':>14}{'optax':>8}{'ours':>8}"]
+    for name in PLACES:
+        sizes = curve(rows, name, "jsoftmax")[0]
+        exponents = [slope(*curve(rows, name, program)) for program in ("optax", "jsoftmax")]
+        peer = "" if name == "block size" else f"{exponents[0]:.2f}"
+        lines.append(f"{name:<14}{f'{sizes[0]} to {sizes[-1]}':>14}{peer:>8}{exponents[1]:>8.2f}")
+    return "\n".join(lines)
+
+
+def ahead_of_time() -> str:
+    """What `make test-aot` found."""
+    lines = [f"{'':<68}{'temps GB':>10}{'moved GB':>10}"]
+    for row in json.loads((RESULTS / "aot.json").read_text(encoding="utf-8"))["rows"]:
+        name = f"{row['work']}, {row['target']}"
+        lines.append(f"{name:<68}{row['temp_bytes'] / 1e9:>10.2f}{row['moved_bytes'] / 1e9:>10.1f}")
+    return "\n".join(lines)
