@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Many devices
 #
-# A vocabulary that is too large for one device is split over several. This notebook splits softmax by hand, lets JAX and
-# jsoftmax do the same, looks at what the devices say to each other, and counts what is won.
+# A vocabulary that is too large for one device is split over several. This notebook splits softmax by hand, lets JAX
+# and jsoftmax do the same, looks at what the devices say to each other, and counts what is won.
 #
 # It runs on any machine: one CPU plays eight devices. That has to be said before JAX starts.
 
@@ -40,8 +40,8 @@ print(len(jax.devices()), "devices")
 # %% [markdown]
 # ## One row, eight parts
 #
-# Each device holds an eighth of the classes, and may say a few numbers. Its largest logit $m_i$, and the sum $s_i$ of its
-# other exponentials relative to that, are enough. Together,
+# Each device holds an eighth of the classes, and may say a few numbers. Its largest logit $m_i$, and the sum $s_i$ of
+# its other exponentials relative to that, are enough. Together,
 #
 # $$m = \max_i m_i, \qquad s = \sum_{m_i = m} s_i + \sum_{m_i < m} (1 + s_i)\, e^{m_i - m} + (\#\{m_i = m\} - 1), \qquad
 # -\log p_y = (m - z_y) + \log(1 + s).$$
@@ -68,8 +68,8 @@ print("the truth ", np.log1p(63 * np.exp(np.longdouble(-20))))
 # %% [markdown]
 # ## The same inside `shard_map`
 #
-# `shard_map` runs a function on every device, each with its part of the arrays. `axis_name` tells the loss over which axis
-# of the mesh its classes are split. Labels are numbers of the whole vocabulary.
+# `shard_map` runs a function on every device, each with its part of the arrays. `axis_name` tells the loss over which
+# axis of the mesh its classes are split. Labels are numbers of the whole vocabulary.
 
 # %%
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -97,8 +97,8 @@ axes[2].set_xlabel("classes")
 plt.show()
 
 # %% [markdown]
-# The numbers say which devices hold a part. Features are split by rows, the kernel by classes; logits come out split both
-# ways, and never leave their device.
+# The numbers say which devices hold a part. Features are split by rows, the kernel by classes; logits come out split
+# both ways, and never leave their device.
 
 
 # %%
@@ -196,9 +196,7 @@ own_part = log_p.reshape(rows, 8, -1)[jnp.arange(rows), labels // (classes // 8)
 careless = -(1 - smoothing) * log_p[jnp.arange(rows), labels] - smoothing * own_part.mean(axis=-1)
 
 split_rows = jax.shard_map(
-    partial(
-        jsoftmax.softmax_cross_entropy_with_integer_labels, label_smoothing=smoothing, axis_name=("data", "model")
-    ),
+    partial(jsoftmax.softmax_cross_entropy_with_integer_labels, label_smoothing=smoothing, axis_name=("data", "model")),
     mesh=mesh,
     in_specs=(P(None, ("data", "model")), P()),
     out_specs=P(),
