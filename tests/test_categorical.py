@@ -115,10 +115,9 @@ def test_divergence_at_the_edges():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("apart", [0.2, 3.0])  # on either side of a switch
-def test_divergence_in_every_derivative_mode(apart):
+def test_divergence_in_every_derivative_mode():
     where = jnp.array([True, False, True, True])
-    w = LOGITS[:2] + apart * (OTHERS[:2] - LOGITS[:2])
+    w = LOGITS[:2] + 3 * (OTHERS[:2] - LOGITS[:2])
     f = functools.partial(categorical.kl_divergence, where=where)
     check_grads(jax.jit(f), (jnp.asarray(LOGITS[:2]), jnp.asarray(w)), 2, ["fwd", "rev"], 1e-6, 1e-6, eps=1e-5)
     warm = jax.jit(lambda t: categorical.kl_divergence(LOGITS[:2], w, temperature=t))
