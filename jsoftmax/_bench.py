@@ -110,7 +110,7 @@ def table(rows: list[Row]) -> str:
         if (row.subject, row.shape, row.dtype) != group:
             group = (row.subject, row.shape, row.dtype)
             lines += ["", f"{row.subject}, {row.shape}, {row.dtype}", head]
-        line = f"  {row.program:<22}{row.median_ms:>9.3g}{row.spread_ms:>8.2g}{row.ratio:>7.2f}"
+        line = f"  {row.program:<22}{row.median_ms:>9.4g}{row.spread_ms:>8.2g}{row.ratio:>7.2f}"
         columns = (
             (row.of_limit, 8, ".1f"),
             (row.compile_ms, 9, ".0f"),

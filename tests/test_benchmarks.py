@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import aot, figures, growth, harness, peers
+from benchmarks import aot, figures, growth, harness, peers, report
 from benchmarks.__main__ import SUBJECTS
 from jsoftmax import __main__ as command, _bench
 from jsoftmax._bench import Program, Row
@@ -62,12 +62,23 @@ def test_slopes_of_known_powers():
     assert growth.slope(sizes, times) == pytest.approx(2)
 
 
-def test_figures_are_drawn(tmp_path):
-    rows = [
-        row(subject=f"growth with {name}", shape="×".join(4 * [str(n)]), program="jsoftmax", median_ms=float(n))
+def linear_growth(*programs):
+    return [
+        row(subject=f"growth with {name}", shape="×".join(4 * [str(n)]), program=program, median_ms=float(n))
         for name in growth.PLACES
         for n in (8, 16)
+        for program in programs
     ]
+
+
+def test_slopes_are_shown_for_each_curve():
+    """Blocks are ours alone."""
+    lines = report.slopes(linear_growth("jsoftmax", "optax")).splitlines()[1:]
+    assert [line.count("1.00") for line in lines] == [2, 2, 2, 1]
+
+
+def test_figures_are_drawn(tmp_path):
+    rows = linear_growth("jsoftmax")
     rows.append(row(subject="cross-entropy, value and gradient", shape="2×3", program="jsoftmax"))
     figures.draw(rows, tmp_path / "device.json")
     assert {path.name for path in tmp_path.iterdir()} == {"device.svg", "device-growth.svg"}
