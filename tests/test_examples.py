@@ -6,7 +6,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+
+import jsoftmax
 
 PATH = Path(__file__).parent.parent / "examples" / "digits.py"
 
@@ -53,3 +57,28 @@ def test_demo_learns_to_read_digits(digits, tmp_path, monkeypatch, capsys):
     assert scores["held out"].accuracy >= 0.97
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert str(figure) in capsys.readouterr().out
+
+
+def test_temperature_scaling_halves_the_error_of_an_overconfident_network(digits):
+    """The demo's network learns 150 digits by heart, a fifth with a label at random, and is too sure of others."""
+    images, labels = (np.concatenate(parts) for parts in zip(*digits.load(seed=0), strict=True))
+    learnt, fitting, judged = slice(0, 150), slice(150, 750), slice(750, None)
+    random = np.random.default_rng(0)
+    noisy = np.where(random.random(150) < 0.2, random.integers(0, 10, 150), labels[learnt]).astype(np.int32)
+    network = digits.Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(network, optax.adam(3e-3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(network, optimizer):
+        optimizer.update(network, nnx.grad(digits.mean_loss)(network, images[learnt], noisy))
+
+    # optax raises a float to the power of its integer step count.
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(100):
+            step(network, optimizer)
+    logits = digits.predict(network, images)
+    fit = jsoftmax.fit_temperature(logits[fitting], labels[fitting])
+    before = jsoftmax.expected_calibration_error(logits[judged], labels[judged])
+    after = jsoftmax.expected_calibration_error(fit.apply(logits[judged]), labels[judged])
+    assert fit.temperature > 1.5
+    assert before > 2 * after
