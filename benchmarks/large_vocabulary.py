@@ -187,6 +187,7 @@ def draw(results: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
     for panel, field, label in (
@@ -203,6 +204,9 @@ def draw(results: dict, path: Path) -> None:
         panel.axhline(results["unigram_nats"], color="grey", linewidth=0.8, linestyle=":")
         panel.set(xscale="log", xlabel=label)
         panel.margins(x=0.3, y=0.15)
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].xaxis.set_major_formatter("{x:.0f}")
+    axes[1].xaxis.set_minor_formatter("")
     axes[0].set_ylabel("held-out loss (nats a token)")
     axes[0].annotate(
         "frequencies alone",
