@@ -342,6 +342,16 @@ def test_vocabulary_of_any_size_by_padding():
     assert not np.any(kernel_bar[:, 37:])
 
 
+@pytest.mark.parametrize("shard", [0, 7])
+def test_labels_all_on_one_shard(shard):
+    logits, labels = 3 * normal(0, ROWS, CLASSES), 5 * shard + jnp.arange(ROWS) % 5
+    loss = jsoftmax.softmax_cross_entropy_with_integer_labels
+    split = P(None, "model")
+    mapped = sharded(functools.partial(loss, axis_name="model"), split, P(), out=P())
+    for function in (lambda f: f(logits, labels), lambda f: jax.grad(lambda z: f(z, labels).sum())(logits)):
+        assert_close(function(mapped), function(loss))
+
+
 def test_same_logits_everywhere_are_refused():
     def local(logits):
         return jsoftmax.logsumexp(logits, axis_name="model")
