@@ -25,3 +25,10 @@ def x64():
     """float64 for the length of a test."""
     with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """What a module compiled is of no use to the next, and holds gigabytes after a thousand tests."""
+    yield
+    jax.clear_caches()

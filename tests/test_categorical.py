@@ -323,9 +323,9 @@ def test_large_logits_keep_their_noise():
 def test_classes_of_tiny_probability_are_drawn():
     """64,000 of 2e-8 each, 1.3e-3 in all. With 23 bits of noise, as in jax.random's default, none ever is."""
     logits = jnp.full(64_001, np.log(2e-8), jnp.float32).at[0].set(0)
-    drawn = categorical.sample(jax.random.key(0, impl="unsafe_rbg"), logits, sample_shape=(12_000,))
-    expected = 12_000 * 64_000 * 2e-8
-    assert abs(np.count_nonzero(drawn) - expected) < 4 * np.sqrt(expected)
+    drawn = categorical.sample(jax.random.key(0, impl="unsafe_rbg"), logits, sample_shape=(7_500,))
+    expected = 7_500 * 64_000 * 2e-8
+    assert 0 < np.count_nonzero(drawn) < expected + 4 * np.sqrt(expected)
 
 
 def test_a_million_draws_stay_within_mask_and_nucleus():
