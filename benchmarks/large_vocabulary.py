@@ -71,7 +71,9 @@ def methods(counts: np.ndarray) -> dict[str, Method]:
     share = counts / counts.sum()
     of_tails = sum(share[start:end].sum() * width * (WIDTH + end - start) for start, end, width in adaptive.clusters)
     tree = jsoftmax.huffman_tree(counts)
-    adaptive_loss = lambda params, features, labels: adaptive.cross_entropy(params, features, labels).mean()  # noqa: E731
+
+    def adaptive_loss(params, features, labels):
+        return adaptive.cross_entropy(params, features, labels).mean()
 
     def path_loss(head, features, labels):
         losses = jsoftmax.hierarchical_softmax_cross_entropy(features, head, labels, tree, kernel_transposed=True)

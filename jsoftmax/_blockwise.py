@@ -103,7 +103,7 @@ class Blocks:
 
     def apply(self, params: Tree, rows: Tree) -> Tree:
         count = row_count(rows)
-        self = dataclasses.replace(self, block_size=even_size(count, self.block_size))
+        plan = dataclasses.replace(self, block_size=even_size(count, self.block_size))
         results = jax.eval_shape(self.evaluate_block, params, rows)
         for result in jax.tree.leaves(results):
             if result.shape and result.shape[0] != count:
@@ -111,10 +111,10 @@ class Blocks:
                     f"loss returned shape {result.shape} for {count} rows; it needs one entry a row, or a scalar"
                 )
         if self.derivative == "jvp":
-            return in_blocks(jax.checkpoint(self.evaluate_block), self.block_size, params, rows)
+            return in_blocks(jax.checkpoint(plan.evaluate_block), plan.block_size, params, rows)
         if jax.tree.structure(results) == jax.tree.structure(0) and not results.shape:
-            return _sum(self, params, rows)
-        return _per_row(self, params, rows)
+            return _sum(plan, params, rows)
+        return _per_row(plan, params, rows)
 
     def evaluate_block(self, params: Tree, rows: Tree) -> Tree:
         dtypes, wide = _widened(params)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._probabilities import Shares, row_shares
+from jsoftmax._probabilities import Shares, exact_difference, row_shares
 from jsoftmax._rows import Rows
 
 
@@ -61,12 +61,8 @@ def _take(index: Array, rows: Array) -> Array:
     return jnp.take_along_axis(rows, index, axis=-1)
 
 
-@jax.custom_jvp
-def _exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
-    """a − b, rounded, and what the rounding took away (Knuth's two-sum)."""
-    difference = a - b
-    back = difference - a
-    return difference, (a - (difference - back)) - (b + back)
+# To derivatives, what the rounding took away is a constant.
+_exact_difference = jax.custom_jvp(exact_difference)
 
 
 @_exact_difference.defjvp

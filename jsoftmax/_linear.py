@@ -17,11 +17,9 @@ from jsoftmax._blockwise import Blocks
 from jsoftmax._dtypes import compute_dtype
 from jsoftmax._losses import CrossEntropy, row_losses
 from jsoftmax._matmul import project
-from jsoftmax._options import LogitOptions, LossOptions
+from jsoftmax._options import REDUCTIONS, LogitOptions, LossOptions
 from jsoftmax._public_statistics import SoftmaxStatistics, softmax_statistics
 from jsoftmax._shards import class_shards, devices_of_mesh, spec_of, vary_as, with_auto_axes
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def default_block_size(classes: int, dtype) -> int:
@@ -80,13 +78,7 @@ def _checked(features, kernel, labels, bias, where, kernel_transposed, options, 
         )
     batch, width = features.shape[:-1], features.shape[-1]
     classes = kernel.shape[0 if kernel_transposed else 1]
-    needs = (classes, width) if kernel_transposed else (width, classes)
-    meaning = (
-        "(classes, features)"
-        if kernel_transposed
-        else "(features, classes); kernel_transposed=True if it is the other way round"
-    )
-    _checks.has_shape("kernel", kernel, needs, meaning)
+    _checks.has_kernel_shape(kernel, width, classes, kernel_transposed)
     _checks.has_shape("labels", labels, batch, "one class number for each row of features")
     if classes == 0:
         raise ValueError(f"kernel has shape {kernel.shape} and so no class; a loss needs one")

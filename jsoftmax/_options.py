@@ -17,6 +17,7 @@ from jsoftmax._shards import AxisName, class_shards, vary_as, varying
 
 DERIVATIVES = ("vjp", "jvp")
 SMOOTHINGS = ("uniform", "others")
+REDUCTIONS = ("mean", "sum", "none")
 
 
 class LogitOptions(TypedDict, total=False):

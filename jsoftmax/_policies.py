@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from jsoftmax import _checks
 from jsoftmax._divergences import above_tangent
+from jsoftmax._options import REDUCTIONS
 from jsoftmax._tokens import (
-    REDUCTIONS,
     Policy,
     bounded,
     checked_weights,

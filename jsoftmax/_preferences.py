@@ -5,8 +5,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax import _checks
+from jsoftmax._options import REDUCTIONS
 from jsoftmax._tokens import (
-    REDUCTIONS,
     Policy,
     checked_weights,
     constant_like,

@@ -61,6 +61,13 @@ def exponentials(z: Array, maximum: Array) -> Array:
     return _times_exponential(UNIT, z, maximum)
 
 
+def exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """a − b, rounded, and what the rounding took away (Knuth's two-sum)."""
+    difference = a - b
+    back = difference - a
+    return difference, (a - (difference - back)) - (b + back)
+
+
 def _times_exponential(factor: Array | float, z: Array, maximum: Array) -> Array:
     """factor · e^(z − maximum), the rounding error of the difference put back to first order.
 
@@ -71,9 +78,7 @@ def _times_exponential(factor: Array | float, z: Array, maximum: Array) -> Array
     # `maximum` does, it also keeps XLA from contracting a product in z into an FMA with the subtraction.
     lowest = maximum / 2 + float(jnp.finfo(z.dtype).min) / 2
     z = jnp.maximum(z, lowest)
-    difference = z - maximum
-    back = difference - z
-    error = (z - (difference - back)) - (maximum + back)
+    difference, error = exact_difference(z, maximum)
     half = jnp.exp(0.5 * difference)
     return factor * half * (half + half * error)
 

@@ -120,7 +120,9 @@ def sampled_softmax_cross_entropy(
     sampler = _checked_sampler(sampler, kernel.shape[0 if kernel_transposed else 1], gathered)
     sample = _drawn(sampler, key, num_sampled)
     held = labels.size + sample.classes.size if gathered else sampler.classes
-    _check_kernel(kernel, bias, held, features.shape[-1], kernel_transposed)
+    _checks.has_kernel_shape(kernel, features.shape[-1], held, kernel_transposed)
+    if bias is not None:
+        _checks.has_shape("bias", _checks.float_array("bias", bias), (held,), "one number for each class of the kernel")
 
     given: Any = options
     for name in PER_ROW:
@@ -171,18 +173,6 @@ def _drawn(sampler: Sampler, key: Array | Sample, num_sampled: int | None) -> Sa
     if num_sampled is None:
         raise ValueError("num_sampled must be given with a key, got None")
     return sampler.sample(key, num_sampled)
-
-
-def _check_kernel(kernel: Array, bias: ArrayLike | None, held: int, width: int, transposed: bool) -> None:
-    needs = (held, width) if transposed else (width, held)
-    meaning = (
-        "(classes, features)"
-        if transposed
-        else "(features, classes); kernel_transposed=True if it is the other way round"
-    )
-    _checks.has_shape("kernel", kernel, needs, meaning)
-    if bias is not None:
-        _checks.has_shape("bias", _checks.float_array("bias", bias), (held,), "one number for each class of the kernel")
 
 
 def _losses(z: Array, known: Array, counted: Array, where: Array, options: SampledLossOptions) -> Array:

@@ -54,7 +54,7 @@ class ClassShards:
 
     def mean(self, cotangent: Array) -> Array:
         """The mean over shards of the cotangent of what is the same on all of them."""
-        return self.total(cotangent) / (1 if not self.names or self.are_typed else lax.axis_size(self.names))
+        return cotangent if not self.names or self.are_typed else lax.pmean(cotangent, self.names)
 
     @property
     def are_typed(self) -> bool:
@@ -83,7 +83,6 @@ def vary_as(tree: Any, *arrays: Array) -> Any:
 
     Its cotangents are then summed over them once, here, and not where it is used.
     """
-
     axes = frozenset().union(*(varying(array) for array in arrays))
 
     def vary(leaf: Array) -> Array:

@@ -11,7 +11,6 @@ from jsoftmax._dtypes import compute_dtype
 from jsoftmax._public_statistics import SoftmaxStatistics
 
 Policy = SoftmaxStatistics | ArrayLike
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def log_prob_of(name: str, policy: Policy) -> Array:

@@ -1,24 +1,15 @@
 """The agent in examples/cartpole.py, judged by gymnasium's own CartPole-v1."""
 
-import importlib.util
-from pathlib import Path
-
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parent.parent / "examples" / "cartpole.py"
-
 
 @pytest.fixture(scope="module")
-def cartpole():
-    # Loaded by its path: examples are no package.
-    specification = importlib.util.spec_from_file_location("cartpole", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def cartpole(load_example):
+    return load_example("cartpole")
 
 
 @pytest.fixture(scope="module")

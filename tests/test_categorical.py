@@ -435,7 +435,10 @@ def test_without_replacement_draws_every_class_once():
     assert set(ties.tolist()[:2]) == {1, 2}
     assert ties[2] == -1
     keys = jax.random.split(KEY, 4)
-    draw = lambda key: categorical.sample_without_replacement(key, ROW, 2)  # noqa: E731
+
+    def draw(key):
+        return categorical.sample_without_replacement(key, ROW, 2)
+
     np.testing.assert_array_equal(jax.jit(jax.vmap(draw))(keys), [draw(key) for key in keys])
 
 

@@ -304,7 +304,10 @@ def heads(params, rows):
 
 def head_inputs(count, width, classes):
     random = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(random.normal(size=shape) / 4, jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(random.normal(size=shape) / 4, jnp.float32)
+
     params = {"student": draw(width, classes), "teacher": draw(width, classes)}
     weight = jnp.full(count, 1 / count)
     return params, {"student": draw(count, width), "teacher": draw(count, width), "weight": weight}

@@ -1,8 +1,6 @@
 """The demo in examples/digits.py."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,16 +10,10 @@ from flax import nnx
 
 import jsoftmax
 
-PATH = Path(__file__).parent.parent / "examples" / "digits.py"
-
 
 @pytest.fixture(scope="module")
-def digits():
-    # Loaded by its path: examples are no package.
-    specification = importlib.util.spec_from_file_location("digits", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def digits(load_example):
+    return load_example("digits")
 
 
 def test_split_is_stratified_and_fixed_by_the_seed(digits):

@@ -1,27 +1,20 @@
 """The language model in examples/language_model.py, in short."""
 
 import functools
-import importlib.util
 import math
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parent.parent / "examples" / "language_model.py"
 VOCABULARY, SEEDS = 16384, (0, 1)
 
 
 @pytest.fixture(scope="module")
-def language_model():
-    # Loaded by its path: examples are no package.
-    specification = importlib.util.spec_from_file_location("language_model", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def language_model(load_example):
+    return load_example("language_model")
 
 
 @pytest.fixture(scope="module")

@@ -344,7 +344,10 @@ def test_preferences_in_both_tails(smoothing):
     with mpmath.workdps(60):
         epsilon = mpmath.mpf(float(np.float32(smoothing)))
         xs = [mpmath.mpf(float(m)) / 8 for m in margins]
-        softplus = lambda x: mpmath.log1p(mpmath.exp(x))  # noqa: E731
+
+        def softplus(x):
+            return mpmath.log1p(mpmath.exp(x))
+
         exact = [float((1 - epsilon) * softplus(-x) + epsilon * softplus(x)) for x in xs]
         slope = [float((epsilon / (1 + mpmath.exp(-x)) - (1 - epsilon) / (1 + mpmath.exp(x))) / 8) for x in xs]
     some = np.abs(np.array(exact)) > 1e-37
