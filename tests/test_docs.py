@@ -1,5 +1,6 @@
 """The documentation keeps up with the code: names, examples, their outputs, and links."""
 
+import ast
 import contextlib
 import doctest
 import importlib
@@ -19,14 +20,32 @@ import jsoftmax.plots
 import jsoftmax.testing
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+BUILT = (DOCS / "_build", DOCS / "jupyter_execute")
+PAGES = [ROOT / "README.md", *sorted(set(DOCS.rglob("*.md")).difference(*(folder.rglob("*") for folder in BUILT)))]
+CHINESE = sorted((DOCS / "zh").glob("*.md"))
 # Run as a reader would, with JAX's own settings: optax and flax mix dtypes and ranks.
-RELAXED = {"README.md", "faq.md", "from-pytorch.md", "getting-started.md", "how-to-choose.md", "migrating.md"}
+RELAXED = {
+    "README.md",
+    "docs/faq.md",
+    "docs/from-pytorch.md",
+    "docs/getting-started.md",
+    "docs/how-to-choose.md",
+    "docs/migrating.md",
+    "docs/zh/getting-started.md",
+}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^]]+\]\(([^)\s]+)\)")
 MODULES = [module.name for module in pkgutil.iter_modules(jsoftmax.__path__, "jsoftmax.")]
 
-by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+def within(page):
+    """Its path in the repository, with slashes on every system."""
+    return page.relative_to(ROOT).as_posix()
+
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=within)
 
 
 def public_names(module):
@@ -56,14 +75,14 @@ def own_print_options():
 @pytest.mark.parametrize("name", NAMES)
 def test_public_name_is_documented(name):
     """By a directive of its own on the API page, and with a docstring for it to show."""
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
     assert re.search(rf"^\.\. auto\w+:: {re.escape(name)}(\(\))?$", text, re.MULTILINE)
     module, _, attribute = name.rpartition(".")
     assert inspect.getdoc(getattr(importlib.import_module(module), attribute))
 
 
 def test_api_page_names_what_exists():
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\.\. auto(?:function|class):: ([\w.]+)", text, re.MULTILINE)
     assert sorted(documented) == sorted(NAMES)
 
@@ -72,7 +91,7 @@ def test_api_page_names_what_exists():
 def test_code_runs_and_prints_what_it_says(page, own_print_options):
     """From top to bottom in one namespace. A block of `output` is what the `python` block before it prints."""
     settings = contextlib.ExitStack()
-    if page.name in RELAXED:
+    if within(page) in RELAXED:
         settings.enter_context(jax.numpy_dtype_promotion("standard"))
         settings.enter_context(jax.numpy_rank_promotion("allow"))
     namespace, printed = {"__name__": page.stem}, ""
@@ -80,10 +99,10 @@ def test_code_runs_and_prints_what_it_says(page, own_print_options):
         for language, source in BLOCK.findall(page.read_text(encoding="utf-8")):
             if language == "python":
                 with contextlib.redirect_stdout(io.StringIO()) as out:
-                    exec(compile(source, f"{page.name}: {source.splitlines()[0]}", "exec"), namespace)
+                    exec(compile(source, f"{within(page)}: {source.splitlines()[0]}", "exec"), namespace)
                 printed = out.getvalue()
             elif language == "output":
-                assert printed == source, page.name
+                assert printed == source, within(page)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -117,10 +136,26 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_in_the_table_of_contents():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = " ".join(re.findall(r"^```\{toctree\}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)).split()
-    pages = {path.stem for pattern in ("*.md", "*.ipynb") for path in (ROOT / "docs").glob(pattern)} - {"index"}
-    assert {entry for entry in listed if not entry.startswith(":")} >= pages
+    pages = {*PAGES, *DOCS.glob("*.ipynb")} - {ROOT / "README.md", DOCS / "index.md"}
+    names = {page.relative_to(DOCS).with_suffix("").as_posix() for page in pages}
+    assert {entry for entry in listed if not entry.startswith(":")} >= names
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=within)
+def test_chinese_page_says_the_same_as_its_original(page):
+    """The same programs, outputs and formulas; only comments and words inside formulas are translated."""
+
+    def content(page):
+        text = page.read_text(encoding="utf-8")
+        blocks = [
+            (language, ast.dump(ast.parse(source)) if language == "python" else source)
+            for language, source in BLOCK.findall(text)
+        ]
+        return blocks, [re.sub(r"\\text\{[^}]*\}", "", formula) for formula in FORMULA.findall(text)]
+
+    assert content(page) == content(DOCS / page.name)
 
 
 def test_blocks_that_are_wrong_are_found(own_print_options):
@@ -128,4 +163,5 @@ def test_blocks_that_are_wrong_are_found(own_print_options):
     text = "[a](b.md)\n```python\nprint(1)\n```\n```output\n1\n```\n```sh\nls\n```\n![image](c.png)\n"
     assert BLOCK.findall(text) == [("python", "print(1)\n"), ("output", "1\n"), ("sh", "ls\n")]
     assert LINK.findall(BLOCK.sub("", text)) == ["b.md"]
+    assert FORMULA.findall("a\n\n$$\nx = y\n$$\n\nb $z$\n\n$$\nv\n$$\n") == ["x = y\n", "v\n"]
     assert jnp.get_printoptions()["precision"] == 8
