@@ -12,11 +12,19 @@ author = "The jsoftmax authors"
 copyright = "The jsoftmax authors"
 version = release = jsoftmax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",  # MathJax beside the pages, so that they are read without a network, too
+]
 exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = f"jsoftmax {version}"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 
 # Pages hold their outputs, and the tests run their code; nothing is executed here.
 nb_execution_mode = "off"

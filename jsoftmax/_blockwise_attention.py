@@ -32,7 +32,7 @@ from jsoftmax._attention_logits import (
     unread,
 )
 from jsoftmax._dtypes import compute_dtype
-from jsoftmax._probabilities import UNIT, exponentials
+from jsoftmax._exponentials import UNIT, exponentials
 
 
 class Inputs(NamedTuple):

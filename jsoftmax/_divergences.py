@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._probabilities import Shares, exact_difference, row_shares
+from jsoftmax._exponentials import exact_difference
+from jsoftmax._probabilities import Shares, row_shares
 from jsoftmax._rows import Rows
 
 

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jsoftmax import _checks
-from jsoftmax._probabilities import UNIT, exponentials
+from jsoftmax._exponentials import UNIT, exponentials
 from jsoftmax._rows import Rows
 
 

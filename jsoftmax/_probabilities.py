@@ -12,7 +12,9 @@ The state (m, s) is computed in two ways, one for CPUs and one for accelerators;
 """
 
 import functools
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +22,12 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from jsoftmax._exponentials import UNIT, exponentials, gap
 from jsoftmax._platforms import choose
 from jsoftmax._rows import Rows
 from jsoftmax._shards import ClassShards
 
-# Exponentials are kept in these units: a row's total stays far from overflow, and the terms of a sum that is itself a
-# normal number do not underflow one by one.
-UNIT = 2.0**60
+FEW = 32  # classes, or lanes, that are taken one by one
 
 
 class RowState(NamedTuple):
@@ -49,38 +50,6 @@ class Shares(NamedTuple):
     p: Array
     not_p: Array
     log_p: Array
-
-
-def gap(z: Array, maximum: Array) -> Array:
-    """z − maximum ≤ 0. `minimum` changes no value; it keeps XLA from contracting a product in z into an FMA."""
-    return jnp.minimum(z, maximum) - maximum
-
-
-def exponentials(z: Array, maximum: Array) -> Array:
-    """UNIT · e^(z − maximum) for z ≤ maximum, to an ulp or two, and exactly UNIT at the maximum."""
-    return _times_exponential(UNIT, z, maximum)
-
-
-def exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
-    """a − b, rounded, and what the rounding took away (Knuth's two-sum)."""
-    difference = a - b
-    back = difference - a
-    return difference, (a - (difference - back)) - (b + back)
-
-
-def _times_exponential(factor: Array | float, z: Array, maximum: Array) -> Array:
-    """factor · e^(z − maximum), the rounding error of the difference put back to first order.
-
-    Without that, the error grows with the difference: 32 ulp at −80. The exponential is the square of its half, with
-    the factor between the two, so that it does not underflow before the product does.
-    """
-    # −∞ has no rounding error to put back; its stand-in is as far below any maximum as finite numbers go. Whatever
-    # `maximum` does, it also keeps XLA from contracting a product in z into an FMA with the subtraction.
-    lowest = maximum / 2 + float(jnp.finfo(z.dtype).min) / 2
-    z = jnp.maximum(z, lowest)
-    difference, error = exact_difference(z, maximum)
-    half = jnp.exp(0.5 * difference)
-    return factor * half * (half + half * error)
 
 
 def row_state(rows: Rows, implementation: str | None) -> RowState:
@@ -106,35 +75,51 @@ def _defined(maximum: Array, empty: Array | None) -> Array:
 
 
 def _folded_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
-    """For CPUs: fold a row onto a 64th of itself, sum that, and do the lane of the maximum again without it.
+    """For CPUs: fold a row onto a part of itself, sum that, and do the lane of the maximum again without it.
 
     A mask inside the long sum would cost twice as much. The lane is found from the sums themselves: if the total is
     below 2 units, only one lane can reach 1; else nothing cancels in total − 1. Sums go in pairs, so that even the many
     equal terms of an undecided row leave no bias.
     """
     maximum = rows.maximum()
-    top = _defined(maximum, empty)[..., None]
+    top = _defined(maximum, empty)
     classes = rows.logits.shape[-1]
-    folds = _folds(classes, 64)
-    length = classes // folds
+    if classes <= FEW:  # faster class by class, over all rows
+        alone = [exponentials(rows.part(k, k + 1)[..., 0], top) for k in range(classes)]
+        return maximum, _without_one(_add_in_pairs, alone) / UNIT
+    top = top[..., None]
+    length = _lane_count(classes)
+    folds = classes // length
     lanes = _add_in_pairs([exponentials(rows.part(k * length, (k + 1) * length), top) for k in range(folds)])
     rest = exponentials(rows.part(folds * length, classes), top)
     sums = jnp.concatenate([lanes, rest], axis=-1)
     total = _sum_in_pairs(sums)
-    lane = _argmax(sums)
+    # In place of argmax, which XLA for CPUs takes number by number.
+    places = _positions(sums, sums.shape[-1])
+    lane = jnp.max(jnp.where(sums == jnp.max(sums, axis=-1, keepdims=True), places, 0), axis=-1, keepdims=True)
     fold = _positions(sums, folds)
     in_lane = (lane < length) | (fold == 0)  # what did not fold stands alone
     lane_class = jnp.where(lane < length, lane + fold * length, folds * length + lane - length)
-    part = jnp.where(in_lane, rows.at(lane_class), -jnp.inf)
-    keep = in_lane & (fold != _argmax(part))
-    redone = _sum_in_pairs(jnp.where(keep, exponentials(part, top), 0))[..., None]
-    others = _sum_in_pairs(jnp.where(_positions(sums, sums.shape[-1]) == lane, redone, sums))
+    part = exponentials(jnp.where(in_lane, rows.at(lane_class), -jnp.inf), top)
+    redone = _without_one(_sum_in_pairs, part)[..., None]
+    others = _sum_in_pairs(jnp.where(places == lane, redone, sums))
     return maximum, jnp.where(total < 2 * UNIT, others, total - UNIT) / UNIT
 
 
-def _folds(size: int, least: int) -> int:
-    """The largest power of two up to 64 that leaves lanes of at least `least`."""
-    return max(1 << k for k in range(7) if k == 0 or size >> k >= least)
+def _lane_count(classes: int) -> int:
+    """Whole vector registers of lanes, for at most 64 folds; about as many lanes as folds if there are few classes."""
+    return 16 * max(1, math.isqrt(classes) // 8, -(-classes // 1024))
+
+
+def _without_one(add: Callable[[Any], Array], exponentials: Any) -> Array:
+    """The sum, by `add`, of an array or a list of exponentials without the largest, which is 1 unit.
+
+    Those above a half are added apart, so that they take nothing from the small ones before that unit is gone.
+    """
+    small = add(jax.tree.map(lambda each: jnp.where(each > UNIT / 2, 0, each), exponentials))
+    large = add(jax.tree.map(lambda each: jnp.where(each > UNIT / 2, each, 0), exponentials))
+    # Not only where it is exactly 1: compilers may round a logit that is computed twice in two ways.
+    return small + jnp.where(large < 1.5 * UNIT, 0, large - UNIT)
 
 
 def _add_in_pairs(parts: list[Array]) -> Array:
@@ -146,16 +131,12 @@ def _add_in_pairs(parts: list[Array]) -> Array:
 
 def _sum_in_pairs(rows: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """The sum over the last axis, along a tree."""
-    while rows.shape[-1] > 32:
-        folds = _folds(rows.shape[-1], 16)
-        length = rows.shape[-1] // folds
+    while rows.shape[-1] > FEW:
+        length = _lane_count(rows.shape[-1])
+        folds = rows.shape[-1] // length
         lanes = _add_in_pairs([rows[..., k * length : (k + 1) * length] for k in range(folds)])
         rows = jnp.concatenate([lanes, rows[..., folds * length :]], axis=-1)
     return _add_in_pairs([rows[..., k] for k in range(rows.shape[-1])])
-
-
-def _argmax(rows: Array) -> Array:
-    return lax.argmax(rows, rows.ndim - 1, jnp.int32)[..., None]
 
 
 def _positions(z: Array, size: int) -> Array:
@@ -192,7 +173,7 @@ def _merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array
     below = jnp.where(left[0] >= right[0], right[1], left[1])
     # Two classes of −∞ have no difference; relative to 0, each counts for nothing.
     finite = jnp.where(jnp.isneginf(maximum), 0, maximum)
-    return maximum, above + _times_exponential(UNIT + below, lesser, finite)
+    return maximum, above + (1 + below / UNIT) * exponentials(lesser, finite)
 
 
 def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[Array, Array]:
@@ -204,7 +185,7 @@ def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[A
     top = shards.max(jnp.where(is_nan, -jnp.inf, maximum))
     at_top = maximum == top
     finite = jnp.where(jnp.isinf(top), 0, top)
-    below = _times_exponential(UNIT * (1 + others), maximum, finite) / UNIT
+    below = (1 + others) * (exponentials(maximum, finite) / UNIT)
     share = jnp.where(none_here, 0, jnp.where(at_top, others, below))
     # The largest of several numbers may overlook a NaN; a sum does not.
     some_nan, tops, others = shards.sum((is_nan.astype(top.dtype), at_top.astype(top.dtype), share))

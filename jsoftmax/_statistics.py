@@ -24,9 +24,10 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._dtypes import narrowed
+from jsoftmax._exponentials import UNIT, exponentials, gap
 from jsoftmax._labels import is_class, place_label, take_label
 from jsoftmax._logits import Transform, transform_logits
-from jsoftmax._probabilities import UNIT, RowState, Shares, exponentials, gap, probabilities, row_state
+from jsoftmax._probabilities import RowState, Shares, probabilities, row_state
 from jsoftmax._rows import Rows
 
 

@@ -256,7 +256,8 @@ def test_top_k_is_the_divergence_of_classes_and_tail():
 
     expected = 4 * kl(merged(p), merged(q)).astype(np.float64)
     actual = jsoftmax.top_k_distillation_loss(student, log_t, indices, temperature=2.0)
-    np.testing.assert_allclose(actual, expected, rtol=16 * EPS)
+    # The teacher's log-probabilities are stored with half a place of rounding, whatever the divergence.
+    np.testing.assert_allclose(actual, expected, rtol=16 * EPS, atol=EPS)
     whole = jsoftmax.top_k_distillation_loss(student, jsoftmax.log_softmax(teacher), jnp.indices((3, 4))[1])
     np.testing.assert_allclose(whole, PYTORCH[1.0][0], rtol=16 * EPS, atol=4 * EPS)
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "jsoftmax"
 # From the bottom up. A module imports from layers below its own: not from its own, not from above.
 LAYERS = [
     {"_platforms", "_shards"},
-    {"_axes", "_bins", "_blocks", "_checks", "_dtypes", "_labels", "_minimize"},
+    {"_axes", "_bins", "_blocks", "_checks", "_dtypes", "_exponentials", "_labels", "_minimize"},
     {"_draws", "_logits", "_matmul", "_trees"},
     {"_attention_logits", "_rows"},
     {"_probabilities", "_reports"},
