@@ -257,7 +257,7 @@ assert report.ok
 
 # %% [markdown]
 # It finds the weakness of our first rule as soon as there is a confident row, and accepts the second. (Its finite
-# differences evaluate a loss in float64, where the usual form serves as well up to a gap of about 30.)
+# differences evaluate a loss in float64, where the usual form still has digits at such a gap.)
 
 # %%
 with_confident = rows.at[0].set(0.0).at[0, labels[0]].set(16.0)

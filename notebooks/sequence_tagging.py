@@ -226,7 +226,7 @@ assert weighted_recall[rare].mean() > recall[rare].mean()
 # The weights do what they are for: more of the rare tags are found. They don't do it for nothing. What is found more
 # often is also claimed more often where it isn't, so that F1, which counts both mistakes, moves far less than recall
 # and not always upwards; and names, which are common, pay. Weights express what a mistake costs *you*; they add no
-# knowledge. (Sums in parallel differ from run to run, and so do these figures, by a point or two. And lines are held
+# knowledge. (Sums in parallel differ from run to run, and so do these figures, a little. And lines are held
 # out at random, so that similar lines of one file may be on both sides: for numbers to quote, hold out files.)
 #
 # ## A look at it

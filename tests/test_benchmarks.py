@@ -1,6 +1,7 @@
 """The tools of the benchmarks: that they time in turns, keep what they measured, and count right. No test is timed."""
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -131,6 +132,20 @@ ENTRY %main (z: bf16[2,5]) -> f32[4] {
 def test_moved_bytes_of_a_program():
     """The conversion reads 20 bytes and writes 40; each of three turns reads 16 and writes 16."""
     assert aot.moved_bytes(PROGRAM) == 60 + 3 * 32
+
+
+def test_page_on_large_vocabularies_shows_the_stored_results():
+    """Operations, temporaries, time, held-out loss and perplexity of each loss."""
+    facts = json.loads((harness.RESULTS / "large-vocabulary.json").read_text(encoding="utf-8"))
+    page = (harness.RESULTS.parents[1] / "docs" / "large-vocabularies.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    for found in facts["rows"]:
+        shown = f"{found['operations_per_row']:,}", f"{found['temp_mb']:.1f} MB", f"{found['step_ms']:.0f} ms"
+        (row,) = (row for row in cells if tuple(row[1:4]) == shown)
+        if found["loss"] != "full":  # the same numbers as the linear loss
+            assert row[4:] == [f"{found['held_out_nats']:.2f}", f"{math.exp(found['held_out_nats']):.0f}"]
+    assert ["frequencies alone", f"{facts['unigram_nats']:.2f}"] in [[row[0], row[-2]] for row in cells]
 
 
 def test_stored_counts_are_within_their_bounds():

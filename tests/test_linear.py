@@ -381,8 +381,9 @@ def test_three_products():
     assert str(evaluation).count("dot_general") == 1
 
 
-def test_recomputation_takes_a_fourth_product():
-    loss = functools.partial(jsoftmax.linear_softmax_cross_entropy, block_size=16, reduction="none")
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {"derivative": "jvp"}], ids=["per row", "jvp"])
+def test_recomputation_takes_a_fourth_product(options):
+    loss = functools.partial(jsoftmax.linear_softmax_cross_entropy, block_size=16, **options)
     arguments = (jnp.zeros((64, 16)), jnp.zeros((16, 1000)), jnp.zeros(64, int))
     jaxpr = jax.make_jaxpr(jax.grad(lambda *a: loss(*a).sum(), (0, 1)))(*arguments)
     assert str(jaxpr).count("dot_general") == 4

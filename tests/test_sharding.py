@@ -480,6 +480,41 @@ def test_shard_map_sums_each_gradient_once():
     assert sizes == sorted([N // 2 * D, D * V // 4])
 
 
+def every_statistic(logits, labels, axis_name):
+    return sum(jsoftmax.softmax_statistics(logits, labels, axis_name=axis_name)[:4])
+
+
+def log_prob_and_entropy(logits, labels, axis_name):
+    statistics = jsoftmax.softmax_statistics(logits, labels, axis_name=axis_name)
+    return statistics.entropy - statistics.log_prob
+
+
+integer = jsoftmax.softmax_cross_entropy_with_integer_labels
+
+
+@pytest.mark.parametrize(
+    ("losses", "gradient", "numbers"),
+    [
+        (integer, True, 5),
+        (functools.partial(integer, label_smoothing=0.1), True, 7),
+        (log_prob_and_entropy, False, 6),
+        (every_statistic, True, 8),
+    ],
+    ids=["loss", "smoothed", "entropy", "statistics"],
+)
+def test_numbers_sent_for_each_row(losses, gradient, numbers):
+    """Those that the page on scaling out counts, four bytes each."""
+    mesh, split = mesh_of("8"), P(None, "model")
+    logits, _, _, labels = abstract(mesh, split, None, None, P())
+
+    def local(logits, labels):
+        return losses(logits, labels, axis_name="model").sum()
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(split, P()), out_specs=P())
+    program = jax.jit(jax.value_and_grad(mapped) if gradient else mapped).lower(logits, labels).compile()
+    assert sum(int(np.prod(shape)) for _, shape in collectives(program)) <= numbers * N
+
+
 @pytest.mark.parametrize("engine", ["dense", "linear"])
 def test_memory_falls_with_the_number_of_shards(engine):
     sizes = {}
