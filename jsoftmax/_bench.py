@@ -65,10 +65,11 @@ def measure(
     limit: str | None = None,
     error: Callable[[Any], float] | None = None,
     repeats: int = 20,
+    calls: int = 1,
     max_seconds: float = float("inf"),
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Run each program twice unmeasured, then all of them in turns."""
+    """Run each program twice unmeasured, then all of them in turns of so many calls."""
     progress(f"{subject}, {shape}, {dtype}")
     peaks, errors = {}, {}
     for name, program in programs.items():
@@ -84,8 +85,9 @@ def measure(
             break
         for name, program in programs.items():
             begin = time.perf_counter()
-            program.run()
-            seconds[name].append(time.perf_counter() - begin)
+            for _ in range(calls):
+                program.run()
+            seconds[name].append((time.perf_counter() - begin) / calls)
     times = {name: np.array(each) for name, each in seconds.items()}
     rows = []
     for name, program in programs.items():

@@ -114,12 +114,17 @@ def _lane_count(classes: int) -> int:
 def _without_one(add: Callable[[Any], Array], exponentials: Any) -> Array:
     """The sum, by `add`, of an array or a list of exponentials without the largest, which is 1 unit.
 
-    Those above a half are added apart, so that they take nothing from the small ones before that unit is gone.
+    Those above a half are counted, less what they lack of a unit: that is exact, and takes nothing from the small ones.
     """
-    small = add(jax.tree.map(lambda each: jnp.where(each > UNIT / 2, 0, each), exponentials))
-    large = add(jax.tree.map(lambda each: jnp.where(each > UNIT / 2, each, 0), exponentials))
-    # Not only where it is exactly 1: compilers may round a logit that is computed twice in two ways.
-    return small + jnp.where(large < 1.5 * UNIT, 0, large - UNIT)
+
+    def total(function: Callable[[Array], Array]) -> Array:
+        return add(jax.tree.map(function, exponentials))
+
+    small = total(lambda each: jnp.where(each > UNIT / 2, 0, each))
+    count = total(lambda each: jnp.where(each > UNIT / 2, UNIT, jnp.zeros_like(each)))
+    lacking = total(lambda each: jnp.where(each > UNIT / 2, UNIT - each, 0))
+    # The largest need not be exactly 1: compilers may round a logit that is computed twice in two ways.
+    return small + jnp.where(count == UNIT, 0, (count - UNIT) - lacking)
 
 
 def _add_in_pairs(parts: list[Array]) -> Array:
