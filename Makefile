@@ -50,9 +50,10 @@ docs: $(VENV)/.installed-docs ## Build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "==> Open docs/_build/html/index.html"
 
+# Freed memory is kept: else each result above 32 MB is made of fresh pages, for some programs and not for others.
 bench: $(VENV)/.installed ## Time jsoftmax beside its peers (some minutes)
 	@echo "==> Measuring"
-	@$(BIN)/python -m benchmarks
+	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 $(BIN)/python -m benchmarks
 
 # The build backend, its helper and uv are used here but are no dependency of jsoftmax, so they are named.
 lock: $(VENV)/.created ## Renew constraints.txt

@@ -85,6 +85,20 @@ def slopes(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def disagreements(one: list[Row], other: list[Row], clear: float = 1.1) -> list[str]:
+    """Where two runs differ on who is ahead of the reference, though in one of them the ratio is clear."""
+
+    def ratios(rows: list[Row]) -> dict[tuple, float]:
+        return {(row.subject, row.shape, row.dtype, row.program): row.ratio for row in rows}
+
+    pairs = {key: (ratio, ratios(other)[key]) for key, ratio in ratios(one).items() if key in ratios(other)}
+    return [
+        f"{', '.join(key)}: {first:.2f} and {second:.2f}"
+        for key, (first, second) in pairs.items()
+        if (first - 1) * (second - 1) < 0 and max(first, second, 1 / first, 1 / second) > clear
+    ]
+
+
 def ahead_of_time() -> str:
     """What `make test-aot` found."""
     lines = [f"{'':<68}{'temps GB':>10}{'moved GB':>10}"]

@@ -134,6 +134,23 @@ def test_moved_bytes_of_a_program():
     assert aot.moved_bytes(PROGRAM) == 60 + 3 * 32
 
 
+def test_disagreements_of_two_runs():
+    """Named where one is clearly ahead, and another run says the contrary; not where both are near 1, or agree."""
+    ratios = {
+        "a": (0.95, 1.05),
+        "b": (0.8, 1.02),
+        "c": (1.02, 0.8),
+        "d": (1.5, 3.0),
+        "e": (0.5, 0.9),
+        "only one": (0.1,),
+    }
+    runs = [
+        [row(subject="s", shape="1×1", program=name, ratio=pair[i]) for name, pair in ratios.items() if len(pair) > i]
+        for i in range(2)
+    ]
+    assert report.disagreements(*runs) == ["s, 1×1, float32, b: 0.80 and 1.02", "s, 1×1, float32, c: 1.02 and 0.80"]
+
+
 def test_page_on_large_vocabularies_shows_the_stored_results():
     """Operations, temporaries, time, held-out loss and perplexity of each loss."""
     facts = json.loads((harness.RESULTS / "large-vocabulary.json").read_text(encoding="utf-8"))

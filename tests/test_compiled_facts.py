@@ -15,6 +15,10 @@ import pytest
 import jsoftmax
 from jsoftmax._exponentials import exponentials
 
+pytestmark = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="these are the programs of XLA as of JAX 0.10; older ones copy more"
+)
+
 ROWS, CLASSES = 256, 32_768  # whole lanes: what is left of others is one more, short step
 LOGITS = re.compile(rf"\w+\[{ROWS},{CLASSES}\]")
 INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$", re.MULTILINE)

@@ -16,26 +16,24 @@ both_dtypes = pytest.mark.parametrize("dtype", LOWEST, ids=lambda dtype: dtype._
 
 @both_dtypes
 @pytest.mark.parametrize("maximum", [0.0, 0.3, -7.7, 88.3, -1234.5, 1e6])
-def test_right_to_little_more_than_half_an_ulp(dtype, maximum):
-    with jax.enable_x64(dtype == jnp.float64):
-        rng = np.random.default_rng(0)
-        top = np.asarray(maximum, dtype)
-        below = np.concatenate([rng.uniform(LOWEST[dtype], 0, 800), -rng.exponential(size=200)])
-        z = np.minimum(top + below, top).astype(dtype)
-        exact = FIFTY_DIGITS.exp(oracle.widen(z, FIFTY_DIGITS) - oracle.widen(top, FIFTY_DIGITS)) * UNIT
-        error = oracle.ulps(jax.jit(exponentials)(z, top), exact, dtype)
+def test_right_to_little_more_than_half_an_ulp(dtype, maximum, x64):
+    rng = np.random.default_rng(0)
+    top = np.asarray(maximum, dtype)
+    below = np.concatenate([rng.uniform(LOWEST[dtype], 0, 800), -rng.exponential(size=200)])
+    z = np.minimum(top + below, top).astype(dtype)
+    exact = FIFTY_DIGITS.exp(oracle.widen(z, FIFTY_DIGITS) - oracle.widen(top, FIFTY_DIGITS)) * UNIT
+    error = oracle.ulps(jax.jit(exponentials)(z, top), exact, dtype)
     assert np.max(error) <= 1.2
     assert np.median(error) <= 0.4
 
 
 @both_dtypes
-def test_ends(dtype):
-    with jax.enable_x64(dtype == jnp.float64):
-        far = LOWEST[dtype] - 2
-        z = jnp.array([[3.0, far + 3, -1e30, -jnp.inf, jnp.nan], [-jnp.inf, 0, 0, 0, 0]], dtype)
-        maximum = jnp.array([[3.0], [jnp.nan]], dtype)
-        expected = [[UNIT, 0, 0, 0, np.nan], [np.nan] * 5]
-        np.testing.assert_array_equal(exponentials(z, maximum), np.array(expected))
+def test_ends(dtype, x64):
+    far = LOWEST[dtype] - 2
+    z = jnp.array([[3.0, far + 3, -1e30, -jnp.inf, jnp.nan], [-jnp.inf, 0, 0, 0, 0]], dtype)
+    maximum = jnp.array([[3.0], [jnp.nan]], dtype)
+    expected = [[UNIT, 0, 0, 0, np.nan], [np.nan] * 5]
+    np.testing.assert_array_equal(exponentials(z, maximum), np.array(expected))
 
 
 def test_a_product_is_rounded_before_it_is_subtracted():
