@@ -29,7 +29,7 @@ def _temporary(row: Row) -> float | None:
 
 
 # Of time, in units of the peer's; of temporary memory, in MB: numbers per row for losses on logits, and the kernel's
-# gradient and a block of logits for linear ones.
+# gradient and a block for linear ones: its logits, and a fiftieth for its features and numbers per row.
 _BLOCK_AND_GRADIENT = 4 * (512 * 32_768 + 512 * 32_768) / MEGABYTE
 GOALS = [
     Goal("time", DENSE, "256×32000", "float32", 1.0, _ratio),

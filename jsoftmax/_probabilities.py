@@ -111,20 +111,21 @@ def _lane_count(classes: int) -> int:
     return 16 * max(1, math.isqrt(classes) // 8, -(-classes // 1024))
 
 
-def _without_one(add: Callable[[Any], Array], exponentials: Any) -> Array:
+def _without_one(add: Callable[[Any], Array], terms: Any) -> Array:
     """The sum, by `add`, of an array or a list of exponentials without the largest, which is 1 unit.
 
     Those above a half are counted, less what they lack of a unit: that is exact, and takes nothing from the small ones.
     """
 
     def total(function: Callable[[Array], Array]) -> Array:
-        return add(jax.tree.map(function, exponentials))
+        return add(jax.tree.map(function, terms))
 
-    small = total(lambda each: jnp.where(each > UNIT / 2, 0, each))
-    count = total(lambda each: jnp.where(each > UNIT / 2, UNIT, jnp.zeros_like(each)))
-    lacking = total(lambda each: jnp.where(each > UNIT / 2, UNIT - each, 0))
-    # The largest need not be exactly 1: compilers may round a logit that is computed twice in two ways.
-    return small + jnp.where(count == UNIT, 0, (count - UNIT) - lacking)
+    small = total(lambda term: jnp.where(term > UNIT / 2, 0, term))
+    count = total(lambda term: jnp.where(term > UNIT / 2, UNIT, jnp.zeros_like(term)))
+    lacking = total(lambda term: jnp.where(term > UNIT / 2, UNIT - term, 0))
+    # The largest need not be exactly 1, since compilers may round a logit that is computed twice in two ways; and a
+    # row of masked classes has none.
+    return small + jnp.where(count <= UNIT, 0, (count - UNIT) - lacking)
 
 
 def _add_in_pairs(parts: list[Array]) -> Array:
