@@ -91,7 +91,8 @@ def disagreements(one: list[Row], other: list[Row], clear: float = 1.1) -> list[
     def ratios(rows: list[Row]) -> dict[tuple, float]:
         return {(row.subject, row.shape, row.dtype, row.program): row.ratio for row in rows}
 
-    pairs = {key: (ratio, ratios(other)[key]) for key, ratio in ratios(one).items() if key in ratios(other)}
+    firsts, seconds = ratios(one), ratios(other)
+    pairs = {key: (first, seconds[key]) for key, first in firsts.items() if key in seconds}
     return [
         f"{', '.join(key)}: {first:.2f} and {second:.2f}"
         for key, (first, second) in pairs.items()

@@ -16,7 +16,7 @@ both_dtypes = pytest.mark.parametrize("dtype", LOWEST, ids=lambda dtype: dtype._
 
 @both_dtypes
 @pytest.mark.parametrize("maximum", [0.0, 0.3, -7.7, 88.3, -1234.5, 1e6])
-def test_right_to_little_more_than_half_an_ulp(dtype, maximum, x64):
+def test_right_to_little_more_than_an_ulp(dtype, maximum, x64):
     rng = np.random.default_rng(0)
     top = np.asarray(maximum, dtype)
     below = np.concatenate([rng.uniform(LOWEST[dtype], 0, 800), -rng.exponential(size=200)])

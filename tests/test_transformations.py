@@ -208,15 +208,20 @@ def test_every_derivative_mode_by_finite_differences(name, x64):
 
 @pytest.mark.parametrize("name", ["integer", "any statistic"])
 def test_third_order_by_finite_differences(name, x64):
-    """The Hessian's derivative along one direction; `check` with `order=3` runs hundreds of programs for the same."""
+    """In all eight nestings, along one direction: `check` with `order=3` runs hundreds of programs for the same."""
     f, point = checked(name, "jvp")
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=jnp.shape(x)), x.dtype), point)
 
-    def along(*point):
-        return jax.jvp(f, point, direction)[1]
+    def forwards(function):
+        return lambda *point: jax.jvp(function, point, direction)[1]
 
-    check(jax.jit(jax.grad(along, argnums=(0, 1, 2))), point, order=1, modes=["fwd", "rev"])
+    def backwards(function):
+        gradient = jax.grad(function, argnums=(0, 1, 2))
+        return lambda *point: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, direction, gradient(*point))))
+
+    for first, second in itertools.product((forwards, backwards), repeat=2):
+        check(jax.jit(second(first(f))), point, order=1, modes=["fwd", "rev"])
 
 
 @pytest.mark.parametrize("name", ["integer", "dense", "any statistic"])
