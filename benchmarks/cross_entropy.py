@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.harness import DTYPES, MAX_SECONDS, SHAPES, Row
 from benchmarks.peers import torch_cross_entropy
-from jsoftmax import _bench
+from jsoftmax._commands import bench
 
 WITH_TORCH = ("Llama 2", "ImageNet")  # it takes long to compile
 
@@ -16,5 +16,5 @@ def run(quick: bool, progress: Callable[[str], None]) -> list[Row]:
         for dtype in DTYPES:
             settings: dict[str, Any] = {"max_seconds": MAX_SECONDS, "progress": progress}
             settings |= {"peers": torch_cross_entropy} if model in WITH_TORCH else {}
-            rows += _bench.cross_entropy(count, classes, dtype, **settings)
+            rows += bench.cross_entropy(count, classes, dtype, **settings)
     return rows

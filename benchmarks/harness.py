@@ -1,4 +1,4 @@
-"""What the subjects share: shapes with names, settings, and results on disk. `jsoftmax._bench` does the timing."""
+"""What the subjects share: shapes with names, settings, results on disk. `jsoftmax._commands.bench` does the timing."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import optax
 
-from jsoftmax import _bench
-from jsoftmax._bench import Program as Program, Row as Row, compiled as compiled, table as table
+from jsoftmax._commands import bench
+from jsoftmax._commands.bench import Program as Program, Row as Row, compiled as compiled, table as table
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = ("float32", "bfloat16")
@@ -36,7 +36,7 @@ def measure(
 ) -> list[Row]:
     """Compile functions of the same arguments, and time them in turns."""
     programs = {name: compiled(function, arguments) for name, function in functions.items()}
-    return _bench.measure(subject, shape, dtype, programs, **{"max_seconds": MAX_SECONDS, **settings})
+    return bench.measure(subject, shape, dtype, programs, **{"max_seconds": MAX_SECONDS, **settings})
 
 
 def results_name() -> str:

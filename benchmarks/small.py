@@ -9,7 +9,7 @@ import optax
 
 import jsoftmax
 from benchmarks.harness import Program, Row, compiled
-from jsoftmax import _bench
+from jsoftmax._commands import bench
 
 ROWS, CLASSES = 64, 10
 LOSSES = {
@@ -41,10 +41,10 @@ def run(quick: bool, progress: Callable[[str], None]) -> list[Row]:
     for way, programs in ways.items():
         # Under jit a call takes some microseconds, less than what it takes to wake a thread now and then.
         turns = {"repeats": 50, "calls": 200 if way.startswith("jit") and not quick else 1}
-        rows += _bench.measure(f"small, {way}", f"{ROWS}×{CLASSES}", "float32", programs, **turns, **settings)
+        rows += bench.measure(f"small, {way}", f"{ROWS}×{CLASSES}", "float32", programs, **turns, **settings)
     settings |= {"repeats": 5, "max_seconds": 20.0}
     builds = {name: _compilation(gradient, (logits, labels)) for name, gradient in gradients.items()}
-    rows += _bench.measure(
+    rows += bench.measure(
         "small, compilation of value and gradient", f"{ROWS}×{CLASSES}", "float32", builds, **settings
     )
     return rows

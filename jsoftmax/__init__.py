@@ -1,73 +1,74 @@
 """Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
 
 from jsoftmax import categorical as categorical
-from jsoftmax._activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
-from jsoftmax._adaptive import AdaptiveSoftmax as AdaptiveSoftmax
-from jsoftmax._attention import dot_product_attention as dot_product_attention
-from jsoftmax._blockwise import blockwise as blockwise
-from jsoftmax._calibration import Calibration as Calibration, fit_temperature as fit_temperature
-from jsoftmax._calibration_error import (
-    ReliabilityBins as ReliabilityBins,
+from jsoftmax._attention.attention import dot_product_attention as dot_product_attention
+from jsoftmax._blocks.blockwise import blockwise as blockwise
+from jsoftmax._blocks.linear import (
+    default_block_size as default_block_size,
+    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
+    linear_softmax_statistics as linear_softmax_statistics,
+)
+from jsoftmax._calibration.brier_score import brier_score as brier_score
+from jsoftmax._calibration.errors import (
+    CalibrationOptions as CalibrationOptions,
     adaptive_calibration_error as adaptive_calibration_error,
     classwise_calibration_error as classwise_calibration_error,
     expected_calibration_error as expected_calibration_error,
-    reliability_bins as reliability_bins,
 )
-from jsoftmax._candidates import touched_classes as touched_classes
-from jsoftmax._cross_entropy import (
+from jsoftmax._calibration.reliability import ReliabilityBins as ReliabilityBins, reliability_bins as reliability_bins
+from jsoftmax._calibration.temperature import Calibration as Calibration, fit_temperature as fit_temperature
+from jsoftmax._losses.activations import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from jsoftmax._losses.cross_entropy import (
     poly_loss_cross_entropy as poly_loss_cross_entropy,
     softmax_cross_entropy as softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
     softmax_focal_loss as softmax_focal_loss,
 )
-from jsoftmax._distillation import (
+from jsoftmax._losses.distillation import (
     distillation_loss as distillation_loss,
     jensen_shannon_divergence as jensen_shannon_divergence,
     top_k_distillation_loss as top_k_distillation_loss,
 )
-from jsoftmax._distributions import (
-    brier_score as brier_score,
+from jsoftmax._losses.distributions import (
     kl_divergence as kl_divergence,
     smooth_labels as smooth_labels,
 )
-from jsoftmax._draws import Sample as Sample, Sampler as Sampler
-from jsoftmax._groups import (
+from jsoftmax._losses.row_losses import LossOptions as LossOptions
+from jsoftmax._losses.sigmoid import (
+    sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
+    sigmoid_focal_loss as sigmoid_focal_loss,
+)
+from jsoftmax._losses.statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
+from jsoftmax._policies.group_relative import (
     group_advantages as group_advantages,
     group_relative_policy_loss as group_relative_policy_loss,
 )
-from jsoftmax._hierarchical import (
+from jsoftmax._policies.policy_gradient import (
+    clipped_policy_loss as clipped_policy_loss,
+    policy_gradient_loss as policy_gradient_loss,
+)
+from jsoftmax._policies.preferences import preference_loss as preference_loss, sequence_log_prob as sequence_log_prob
+from jsoftmax._rows.options import LogitOptions as LogitOptions
+from jsoftmax._vocabularies.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
+from jsoftmax._vocabularies.candidate_logits import touched_classes as touched_classes
+from jsoftmax._vocabularies.drawing import Sample as Sample, Sampler as Sampler
+from jsoftmax._vocabularies.hierarchical import (
     TopClasses as TopClasses,
     hierarchical_log_softmax as hierarchical_log_softmax,
     hierarchical_softmax_cross_entropy as hierarchical_softmax_cross_entropy,
     hierarchical_top_k as hierarchical_top_k,
 )
-from jsoftmax._in_batch import in_batch_softmax_cross_entropy as in_batch_softmax_cross_entropy
-from jsoftmax._linear import (
-    default_block_size as default_block_size,
-    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
-    linear_softmax_statistics as linear_softmax_statistics,
-)
-from jsoftmax._options import LogitOptions as LogitOptions, LossOptions as LossOptions
-from jsoftmax._policies import (
-    clipped_policy_loss as clipped_policy_loss,
-    policy_gradient_loss as policy_gradient_loss,
-)
-from jsoftmax._preferences import preference_loss as preference_loss, sequence_log_prob as sequence_log_prob
-from jsoftmax._public_statistics import SoftmaxStatistics as SoftmaxStatistics, softmax_statistics as softmax_statistics
-from jsoftmax._sampled import (
+from jsoftmax._vocabularies.in_batch import in_batch_softmax_cross_entropy as in_batch_softmax_cross_entropy
+from jsoftmax._vocabularies.sampled import (
     SampledLossOptions as SampledLossOptions,
     sampled_softmax_cross_entropy as sampled_softmax_cross_entropy,
 )
-from jsoftmax._samplers import (
+from jsoftmax._vocabularies.samplers import (
     log_uniform_sampler as log_uniform_sampler,
     uniform_sampler as uniform_sampler,
     unigram_sampler as unigram_sampler,
 )
-from jsoftmax._sigmoid import (
-    sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
-    sigmoid_focal_loss as sigmoid_focal_loss,
-)
-from jsoftmax._trees import (
+from jsoftmax._vocabularies.trees import (
     ClassTree as ClassTree,
     huffman_tree as huffman_tree,
     nested_tree as nested_tree,

@@ -9,12 +9,12 @@
 -2.317
 """
 
-from jsoftmax._categorical import (
+from jsoftmax._policies.distributions import (
     entropy as entropy,
     kl_divergence as kl_divergence,
     log_prob as log_prob,
 )
-from jsoftmax._sampling import (
+from jsoftmax._policies.sampling import (
     filter_classes as filter_classes,
     sample as sample,
     sample_without_replacement as sample_without_replacement,

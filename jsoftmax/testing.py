@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jsoftmax import _checks, reference
+from jsoftmax import reference
+from jsoftmax._rows import checks
 
 Loss = Callable[[Array, Array], Array]
 
@@ -101,8 +102,8 @@ def check_gradients(
         TypeError: logits are not floating-point.
         ValueError: an unknown mode or `relative_to`.
     """
-    logits = _checks.float_array("logits", logits)
-    _checks.one_of("mode", mode, ("reverse", "forward"))
+    logits = checks.float_array("logits", logits)
+    checks.one_of("mode", mode, ("reverse", "forward"))
     answers = gradient_answers(loss, logits, labels, textbook)
     gradient = gradient_of(loss, logits, labels, mode)
     return compare_gradient(gradient, answers, max_ulps=max_ulps, relative_to=relative_to)
@@ -134,7 +135,7 @@ def gradient_answers(loss: Loss, logits: Array, labels: Array, textbook: Loss | 
 
 def compare_gradient(gradient: Array, answers: Answers, *, max_ulps: float, relative_to: str) -> GradientReport:
     """A gradient against each of its `answers`."""
-    _checks.one_of("relative_to", relative_to, ("entry", "row"))
+    checks.one_of("relative_to", relative_to, ("entry", "row"))
     unit = _last_place(gradient, next(iter(answers.values()))[0], relative_to)
     got = np.asarray(gradient, np.float64)
     return GradientReport(tuple(_compare(name, got, *answer, unit) for name, answer in answers.items()), max_ulps)

@@ -1,8 +1,6 @@
 """The strict environment of every test: 8 CPU devices, no silent promotion of dtype or rank, shapes checked."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -20,20 +18,6 @@ with install_import_hook("jsoftmax", "beartype.beartype"):
 # Compilation makes the first example slow, and a failure must come back on the next run.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("default")
-
-
-@pytest.fixture(scope="session")
-def load_example():
-    """Loads a program of examples/ by its path: they are no package."""
-
-    def load(name):
-        path = Path(__file__).parent.parent / "examples" / f"{name}.py"
-        specification = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture

@@ -1,0 +1,175 @@
+"""From row statistics to a loss per row: every shared option, once.
+
+A loss is a function f of log p_y, and the options act on it in this order:
+
+    loss = (1 − ε)·w_y·f(log p_y) − ε·Σ_j (w_j / K) log p_j + λ·logsumexp²
+
+with ε the label smoothing, w the class weights and λ the z-loss. Rows that are ignored or have no class left count 0.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax._rows import checks
+from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.options import LogitOptions, checked_rows
+from jsoftmax._rows.probabilities import row_shares
+from jsoftmax._rows.reports import report_values
+from jsoftmax._rows.rows import Rows
+from jsoftmax._rows.shards import spec_of, vary_as, with_auto_axes
+from jsoftmax._rows.statistics import Config, RowStatistics, row_statistics
+
+SMOOTHINGS = ("uniform", "others")
+RowLoss = Callable[[Array], Array]  # log p_y to loss; a pytree if it has parameters
+
+
+class LossOptions(LogitOptions, total=False):
+    """Options of softmax losses.
+
+    label_smoothing: the share ε of the target that goes to other classes; a number, traced if need be, or one a row.
+    smoothing: where it goes. "uniform": ε/K to each of the K classes that take part, the label among them (Szegedy et
+        al. 2016; optax, PyTorch). "others": ε/(K − 1) to each class but the label.
+    z_loss: λ of the penalty λ·logsumexp² that keeps logits near normalized (Chowdhery et al. 2022).
+    class_weights: (classes,) factors of the classes' terms in the loss, as in PyTorch; differentiable.
+    ignore_index: rows with this integer label give loss 0 and gradient 0, whatever their logits hold.
+    """
+
+    label_smoothing: ArrayLike
+    smoothing: str
+    z_loss: ArrayLike
+    class_weights: ArrayLike | None
+    ignore_index: int | None
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["label_smoothing", "z_loss"],
+    meta_fields=["smoothing", "ignore_index"],
+)
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What is added to the bare loss; None means nothing."""
+
+    label_smoothing: Any
+    z_loss: Any
+    smoothing: str
+    ignore_index: int | None
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """−log p_y."""
+
+    def __call__(self, log_prob: Array) -> Array:
+        return 0.0 - log_prob  # −(+0) would be −0
+
+
+def row_losses(
+    row_loss: RowLoss,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    active: Array | None = None,
+    numbers: Array | None = None,
+    **options: Unpack[LossOptions],
+) -> Array:
+    """Check everything, then the loss of every row.
+
+    Rows that are not `active` give 0 with gradient 0. `numbers` are the rows' own, for reports.
+    """
+    checks.only_options(options, LossOptions)
+    rows = checked_rows(logits, labels, axis, where, options)
+    if rows.logits.shape[-1] == 0:
+        raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}; a loss needs one")
+    terms, class_weights = _checked_terms(rows, options)
+    config = Config((), options.get("implementation"), options.get("derivative", "vjp"))
+    rows = dataclasses.replace(rows, class_weights=class_weights, active=active)
+    losses = functools.partial(_row_losses, config=config)
+    return with_auto_axes(losses, spec_of(rows.logits)[:-1], row_loss, rows, terms, numbers)
+
+
+def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | None]:
+    batch, classes = rows.logits.shape[:-1], rows.logits.shape[-1]
+    smoothing, ignore_index = options.get("smoothing", "uniform"), options.get("ignore_index")
+    checks.one_of("smoothing", smoothing, SMOOTHINGS)
+    if ignore_index is not None and rows.integer_labels is None:
+        raise ValueError(
+            f"ignore_index={ignore_index} needs integer labels; give dense labels a row weight of 0 instead"
+        )
+    numbers = {}
+    for name, high in (("label_smoothing", 1.0), ("z_loss", float("inf"))):
+        value = options.get(name, 0.0)
+        checks.within(name, value, 0.0, high)
+        if checks.is_known(value, 0.0):
+            numbers[name] = None
+        else:
+            numbers[name] = checks.scalar_or_rows(name, jnp.asarray(value, rows.dtype), batch)
+    class_weights = options.get("class_weights")
+    if class_weights is not None:
+        class_weights = checks.float_array("class_weights", class_weights).astype(rows.dtype)
+        checks.has_shape("class_weights", class_weights, (classes,), "one factor for each class")
+        class_weights = vary_as(class_weights, rows.logits)
+    return Terms(**numbers, smoothing=smoothing, ignore_index=ignore_index), class_weights
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _row_losses(row_loss: RowLoss, rows: Rows, terms: Terms, numbers: Array | None, config: Config) -> Array:
+    idle = jnp.zeros(rows.logits.shape[:-1], bool) if rows.active is None else ~rows.active
+    if terms.ignore_index is not None:
+        idle |= rows.labels == terms.ignore_index
+        rows = dataclasses.replace(rows, labels=jnp.where(idle, 0, rows.labels), active=~idle)
+    idle = report_values(rows, idle, numbers)
+    empty = rows.empty()
+    want = ["log_prob"]
+    want += ["mean_log_prob"] if terms.label_smoothing is not None else []
+    want += ["logsumexp"] if terms.z_loss is not None else []
+    statistics = row_statistics(_weighted(rows), config._replace(want=tuple(want)))
+    # Here and not at the end, so that an infinite or NaN statistic of an idle row meets no factor of 0.
+    statistics = _silence(statistics, idle if empty is None else idle | empty)
+    if rows.dense_labels is None or isinstance(row_loss, CrossEntropy):
+        loss = row_loss(statistics.log_prob)
+    else:
+        loss = _dense_losses(row_loss, _weighted(rows), config)
+    if rows.class_weights is not None and rows.integer_labels is not None:
+        loss = loss * rows.label_weight()
+    if terms.label_smoothing is not None:
+        share = terms.label_smoothing
+        if terms.smoothing == "others":
+            count = rows.class_count(rows.z())
+            share = share * count / jnp.maximum(count - 1, 1)
+        loss = (1 - share) * loss - share * statistics.mean_log_prob
+    if terms.z_loss is not None:
+        loss = loss + terms.z_loss * statistics.logsumexp**2
+    return loss
+
+
+def _weighted(rows: Rows) -> Rows:
+    """Dense labels carry their class weights with them."""
+    if rows.dense_labels is None or rows.class_weights is None:
+        return rows
+    return dataclasses.replace(rows, labels=rows.dense_labels * jnp.broadcast_to(rows.class_weights, rows.logits.shape))
+
+
+def _silence(statistics: RowStatistics, idle: Array) -> RowStatistics:
+    """Statistics of −0 for idle rows: the loss of a log-probability of −0 is 0, and not −0."""
+    return jax.tree.map(lambda number: jnp.where(idle, -0.0, number), statistics)
+
+
+def _dense_losses(row_loss: RowLoss, rows: Rows, config: Config) -> Array:
+    """Σ_j y_j f(log p_j), where a class that the label leaves out counts nothing."""
+    unused, empty = rows.dense_labels == 0, rows.empty()
+    if empty is not None:
+        unused |= empty[..., None]
+    shares = row_shares(rows, config.implementation)
+    # The inner select keeps the derivative at a mask's −∞ finite.
+    each = row_loss(jnp.where(unused, 0, shares.log_p))
+    return rows.shards.sum(jnp.sum(jnp.where(unused, 0, rows.dense_labels * each), axis=-1))

@@ -1,0 +1,63 @@
+"""Losses of actions or tokens: what all of them do with their arguments, weights and reduction."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jsoftmax._losses.statistics import SoftmaxStatistics
+from jsoftmax._rows import checks
+from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.weights import shares
+
+Policy = SoftmaxStatistics | ArrayLike
+
+
+def log_prob_of(name: str, policy: Policy) -> Array:
+    """Log-probabilities of actions, given as such or among the statistics of a policy."""
+    log_prob = checks.float_array(name, policy.log_prob if isinstance(policy, SoftmaxStatistics) else policy)
+    return log_prob.astype(compute_dtype(log_prob.dtype))
+
+
+def entropy_of(policy: Policy, log_prob: Array) -> Array:
+    if not isinstance(policy, SoftmaxStatistics):
+        raise ValueError(
+            "entropy_bonus needs the entropy of policy, which log-probabilities alone do not tell; give the result of "
+            "softmax_statistics or linear_softmax_statistics"
+        )
+    return policy.entropy.astype(log_prob.dtype)
+
+
+def constant_like(name: str, value: ArrayLike, log_prob: Array, meaning: str) -> Array:
+    """An argument of the shape of the log-probabilities that is not differentiated."""
+    array = checks.float_array(name, value)
+    checks.has_shape(name, array, log_prob.shape, meaning)
+    return lax.stop_gradient(array.astype(log_prob.dtype))
+
+
+def checked_weights(weights: ArrayLike | None, log_prob: Array) -> Array:
+    """A factor for each action; booleans are 0 and 1."""
+    if weights is None:
+        return jnp.ones_like(log_prob)
+    weights = jnp.asarray(weights)
+    weights = checks.float_array("weights", weights.astype(log_prob.dtype) if weights.dtype == bool else weights)
+    checks.has_shape("weights", weights, log_prob.shape, "one factor for each log-probability of policy")
+    return weights.astype(log_prob.dtype)
+
+
+def silenced(weights: Array, *arrays: Array) -> tuple[Array, ...]:
+    """0 in place of what has no weight: there may be NaN, of which a factor of 0 would not rid a gradient."""
+    return tuple(jnp.where(weights == 0, 0, array) for array in arrays)
+
+
+def reduced(losses: Array, weights: Array, reduction: str) -> Array:
+    """The weighted losses: as they are, their sum, or that divided by the sum of the weights (0 if that is 0)."""
+    if reduction == "none":
+        return losses * weights
+    return jnp.sum(losses * (weights if reduction == "sum" else shares(weights)))
+
+
+def bounded(log_ratio: Array) -> Array:
+    """Log-ratios up to the square root of the largest number, without slope beyond, so that no ratio overflows."""
+    return jnp.minimum(log_ratio, math.log(float(jnp.finfo(log_ratio.dtype).max)) / 2)

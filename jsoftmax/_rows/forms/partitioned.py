@@ -1,0 +1,20 @@
+"""For CPUs among which XLA splits the class axis: sums over all classes, which it can split, and no slices of them."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from jsoftmax._rows.exponentials import UNIT, exponentials
+from jsoftmax._rows.forms.accelerator import place_label as place_label
+from jsoftmax._rows.rows import Rows, defined
+
+
+def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
+    """Leave every largest class out, and put all but one back."""
+    z = rows.z()
+    # The largest of several devices' numbers may overlook a NaN.
+    maximum = jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
+    top = defined(maximum, empty)[..., None]
+    largest = z == top
+    smaller = jnp.sum(jnp.where(largest, 0, exponentials(z, top)), axis=-1) / UNIT
+    tops = jnp.maximum(jnp.sum(largest, axis=-1, dtype=z.dtype), 1)
+    return maximum, smaller + (tops - 1)

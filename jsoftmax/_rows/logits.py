@@ -1,0 +1,86 @@
+"""From the caller's logits to the ones softmax sees: class mask, soft cap, temperature, in this order.
+
+    z = cap · tanh(logits / cap) / temperature        −∞ where a class is masked
+
+A logit of −∞ is a mask too and stays −∞ under any cap and temperature. Temperature 0 is the limit from above:
+0 for a row's largest logits, −∞ for the others, and no gradient.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.shards import UNSPLIT, ClassShards
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["where", "softcap", "temperature"],
+    meta_fields=["may_freeze"],
+)
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """The options that act on logits. None means unused; `where` apart, each can be differentiated."""
+
+    # Any: JAX puts its own objects in the leaves' places when it handles trees.
+    where: Any = None  # (*batch, classes) or (classes,), True for a class that takes part
+    softcap: Any = None  # a scalar
+    temperature: Any = None  # (*batch, 1) or a scalar
+    may_freeze: bool = False  # whether the temperature may turn out to be 0
+
+    @property
+    def is_identity(self) -> bool:
+        return self.where is None and self.softcap is None and self.temperature is None
+
+
+def transform_logits(
+    logits: Float[Array, "*batch classes"], transform: Transform, shards: ClassShards = UNSPLIT
+) -> Float[Array, "*batch classes"]:
+    """The logits that enter softmax, in the dtype in which rows are computed."""
+    z = logits.astype(compute_dtype(logits.dtype))
+    if transform.where is not None:
+        z = jnp.where(transform.where, z, -jnp.inf)
+    if transform.softcap is not None:
+        z = _cap(z, transform.softcap)
+    if transform.temperature is not None:
+        warmest = None
+        if transform.may_freeze:
+            warmest = shards.max(jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf)))
+        z = _divide(z, transform.temperature, warmest)
+    return z
+
+
+def _cap(z: Array, softcap: Array) -> Array:
+    # ±∞ and NaN pass through. The inner select keeps the derivative of the untaken branch finite.
+    finite = jnp.isfinite(z)
+    return jnp.where(finite, softcap * jnp.tanh(jnp.where(finite, z, 0) / softcap), z)
+
+
+@jax.custom_jvp
+def _divide(z: Array, temperature: Array, warmest: Array | None) -> Array:
+    """z / temperature; with `warmest`, the rows' maxima, also for temperature 0."""
+    if warmest is None:
+        return z / temperature
+    frozen = temperature == 0
+    # 0 at the maximum, −∞ below it, and NaN in a row without a distribution. Where the temperature is a constant, XLA
+    # would gather two divisions by tiny numbers into one by 0.
+    limit = jnp.where(z < warmest, -jnp.inf, z - z)
+    return jnp.where(frozen, limit, z / jnp.where(frozen, 1, temperature))
+
+
+@_divide.defjvp
+def _divide_jvp(primals, tangents):
+    # d(z/T) = (dz − (z/T)·dT) / T, where a mask stays a mask and temperature 0 stands still.
+    z, temperature, warmest = primals
+    z_dot, temperature_dot, _ = tangents
+    out = _divide(z, temperature, warmest)
+    frozen = temperature == 0
+    finite = jnp.where(jnp.isfinite(out) & ~frozen, out, 0)
+    rate = jnp.where(frozen, 0, 1 / jnp.where(frozen, 1, temperature))
+    return out, (z_dot - finite * temperature_dot) * rate

@@ -1,0 +1,63 @@
+"""The state of a row of logits: its maximum m and the sum s of the other exponentials.
+
+Everything is exact in the sense of floating point because the largest logit is kept out of every sum. With
+s = Σ e^(z_j − m) over all *other* classes,
+
+    logsumexp = m + log1p(s)     −log p_j = (m − z_j) + log1p(s)     1 − p_max = s / (1 + s)
+
+have only non-negative terms: nothing cancels, however confident the row.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jsoftmax._rows.exponentials import UNIT, exponentials
+from jsoftmax._rows.forms import in_form
+from jsoftmax._rows.rows import Rows, defined
+from jsoftmax._rows.shards import ClassShards
+
+
+class RowState(NamedTuple):
+    """The two numbers from which everything about a row follows, and logsumexp, each of shape (*batch,)."""
+
+    maximum: Array  # NaN where the row has no distribution, 0 where every class is masked
+    others: Array  # Σ e^(z_j − maximum) over all classes but one of the largest
+    logsumexp: Array  # maximum + log_total; ±∞ where the row has no distribution for that reason
+
+    @property
+    def log_total(self) -> Array:
+        """logsumexp − maximum, ≥ 0."""
+        return jnp.log1p(self.others)
+
+
+def row_state(rows: Rows, implementation: str | None) -> RowState:
+    """The state of every row.
+
+    A constant to derivatives: those of `probabilities` account for it.
+    """
+    rows, empty = lax.stop_gradient(rows), rows.empty()
+    maximum, others = in_form("row_state", implementation, rows, empty)
+    if rows.shards.names:
+        maximum, others = _merged_state(rows.shards, maximum, others)
+    top = defined(maximum, empty)
+    logsumexp = jnp.where(jnp.isinf(maximum), maximum, top + jnp.log1p(others))
+    return RowState(top, others, logsumexp)
+
+
+def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[Array, Array]:
+    """The state of all shards' classes together.
+
+    As many largest classes as there are shards that hold one have been left out. All but one are put back by counting.
+    """
+    is_nan, none_here = jnp.isnan(maximum), jnp.isneginf(maximum)
+    top = shards.max(jnp.where(is_nan, -jnp.inf, maximum))
+    at_top = maximum == top
+    finite = jnp.where(jnp.isinf(top), 0, top)
+    below = (1 + others) * (exponentials(maximum, finite) / UNIT)
+    share = jnp.where(none_here, 0, jnp.where(at_top, others, below))
+    # The largest of several numbers may overlook a NaN; a sum does not.
+    some_nan, tops, others = shards.sum((is_nan.astype(top.dtype), at_top.astype(top.dtype), share))
+    others = jnp.where(jnp.isneginf(top), 0, others + (tops - 1))
+    return jnp.where(some_nan > 0, jnp.nan, top), others

@@ -1,0 +1,251 @@
+"""The dense engine: rows of logits in, the numbers out that every softmax loss is made of.
+
+    logsumexp       log Σ_j e^(z_j)
+    log_prob        log p_y, or Σ_j y_j log p_j for dense labels
+    mean_log_prob   Σ_j w_j log p_j, where w_j is 1/K for the K classes that take part, times the class weight
+    entropy         −Σ_j p_j log p_j
+
+This file holds the only derivative rules of the library's losses. With cotangents a, b, c, d of the four,
+
+    dz_j = a·p_j + b·(y_j − Y·p_j) + c·(w_j − W·p_j) − d·p_j·(log p_j + entropy)
+
+where Y = Σ y_j (1 for an integer label) and W = Σ w_j. For cross-entropy, b = −1, this is the ŷ − y of every
+derivation. The same line read as weights on dz is the forward derivative, so that one function, `_slope`, serves both
+modes and, through `probabilities`, all higher orders.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from jsoftmax._rows.dtypes import narrowed
+from jsoftmax._rows.exponentials import UNIT, exponentials, gap
+from jsoftmax._rows.forms import in_form
+from jsoftmax._rows.labels import is_class, label_index, take_label
+from jsoftmax._rows.logits import Transform, transform_logits
+from jsoftmax._rows.probabilities import Shares, probabilities
+from jsoftmax._rows.rows import Rows
+from jsoftmax._rows.state import RowState, row_state
+
+
+class RowStatistics(NamedTuple):
+    """What the engines give to the losses, each (*batch,); None for what was not asked for."""
+
+    logsumexp: Any = None
+    log_prob: Any = None
+    mean_log_prob: Any = None
+    entropy: Any = None
+    argmax: Any = None
+
+
+DIFFERENTIABLE = RowStatistics._fields[:4]
+
+
+class Config(NamedTuple):
+    """What is known when the program is traced."""
+
+    want: tuple[str, ...]  # fields of RowStatistics
+    implementation: str | None = None  # "cpu", "accelerator", or None: by the platform compiled for
+    derivative: str = "vjp"  # "vjp", or "jvp" for every derivative mode
+
+
+def row_statistics(rows: Rows, config: Config) -> RowStatistics:
+    """The statistics that `config.want` names, differentiable as `config.derivative` says."""
+    in_reverse = config.derivative == "vjp"
+    statistics: Any = _reverse_mode(config, rows) if in_reverse else _evaluate(config, rows)[0]
+    return statistics._replace(argmax=_argmax(rows)) if "argmax" in config.want else statistics
+
+
+def _argmax(rows: Rows) -> Array:
+    """The first of the largest, or of the NaN."""
+    z = jax.lax.stop_gradient(rows).z()
+    here = jnp.argmax(z, axis=-1).astype(jnp.int32)
+    if not rows.shards.names:
+        return here
+    largest = jnp.max(z, axis=-1)
+    is_nan = jnp.isnan(largest)
+    is_top = largest == rows.shards.max(jnp.where(is_nan, -jnp.inf, largest))
+    is_it = jnp.where(rows.shards.any(is_nan), is_nan, is_top)
+    return rows.shards.min(jnp.where(is_it, here + rows.shards.first(z.shape[-1]), rows.classes))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
+    z, empty = rows.z(), rows.empty()
+    state = row_state(rows, config.implementation)
+    top = state.maximum[..., None]
+    values = {}
+    if "logsumexp" in config.want:
+        values["logsumexp"] = state.logsumexp
+    if "log_prob" in config.want:
+        values["log_prob"] = -_negative_log_prob(rows, z, state)
+    if "mean_log_prob" in config.want:
+        weight, total = rows.mean_weights(z)
+        values["mean_log_prob"] = -(_weighted_gap(rows, weight, z, top) + total * state.log_total)
+    if "entropy" in config.want:
+        far = _weighted_gap(rows, exponentials(z, top), z, top)
+        values["entropy"] = state.log_total + far / (UNIT * (1 + state.others))
+    if empty is not None:
+        values = {name: v if name == "logsumexp" else jnp.where(empty, 0, v) for name, v in values.items()}
+    return RowStatistics(**values), state
+
+
+def _negative_log_prob(rows: Rows, z: Array, state: RowState) -> Array:
+    """Σ y_j ((m − z_j) + log1p(s)): no term is negative, so that nothing cancels."""
+    if rows.integer_labels is not None:
+        return -gap(rows.label_z(), state.maximum) + state.log_total
+    y = rows.dense_labels
+    return _weighted_gap(rows, y, z, state.maximum[..., None]) + rows.shards.sum(jnp.sum(y, axis=-1)) * state.log_total
+
+
+def _weighted_gap(rows: Rows, weight: Array, z: Array, top: Array) -> Array:
+    """Σ_j weight_j (m − z_j), a weight of 0 winning over a mask's ∞."""
+    return rows.shards.sum(jnp.sum(jnp.where(weight == 0, 0, -weight * gap(z, top)), axis=-1))
+
+
+@functools.partial(_evaluate.defjvp, symbolic_zeros=True)
+def _evaluate_jvp(config, primals, tangents):
+    (rows,), (rows_dot,) = primals, tangents
+    statistics, state = _evaluate(config, rows)
+    # Zeros that are only symbols are left out, so that no array of them is kept.
+    rows_dot = jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, rows_dot)
+    # Under checkpoint, nothing but the logits and O(rows) numbers waits for a transpose.
+    push = jax.checkpoint(functools.partial(_push_forward, config))
+    statistics_dot = push(rows, state, statistics.entropy, rows_dot)
+    return (statistics, state), (statistics_dot, jax.tree.map(jnp.zeros_like, state))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _reverse_mode(config: Config, rows: Rows) -> RowStatistics:
+    return _evaluate(config, rows)[0]
+
+
+def _reverse_mode_fwd(config: Config, rows: Rows):
+    statistics, state = _evaluate(config, rows)
+    return statistics, (rows, state, statistics.entropy)
+
+
+def _reverse_mode_bwd(config: Config, residuals, cotangent: RowStatistics):
+    rows, state, entropy = residuals
+    return (_pull_back(config, rows, state, entropy, rows.shards.total(cotangent)),)
+
+
+_reverse_mode.defvjp(_reverse_mode_fwd, _reverse_mode_bwd)
+
+
+def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | None, cotangent: RowStatistics) -> Rows:
+    """The cotangent of `rows`. A row whose cotangents are all 0 gets exact zeros, even if it holds NaN."""
+    bars = [bar for bar in cotangent[:4] if bar is not None]
+    active = functools.reduce(jnp.logical_or, [bar != 0 for bar in bars])
+    shares = _shares(rows, state)
+    slope = functools.partial(_slope, config, rows, entropy, shares, cotangent, active)
+    transform_bar = Transform(may_freeze=rows.transform.may_freeze)
+    if rows.transform.is_identity:
+        logits_bar = slope(rows.logits.dtype)
+    else:
+        apply, at = _differentiable(rows)
+        logits_bar, softcap_bar, temperature_bar = jax.vjp(apply, *at)[1](slope(state.maximum.dtype))
+        transform_bar = dataclasses.replace(transform_bar, softcap=softcap_bar, temperature=temperature_bar)
+    labels_bar = weights_bar = None
+    log_p = _usable_log_p(shares[0], active)
+    if rows.dense_labels is not None and cotangent.log_prob is not None:
+        labels_bar = (cotangent.log_prob[..., None] * log_p).astype(rows.dense_labels.dtype)
+    if rows.class_weights is not None and cotangent.mean_log_prob is not None:
+        share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
+        each = cotangent.mean_log_prob[..., None] * share * log_p
+        weights_bar = jnp.sum(each, axis=range(each.ndim - 1)).astype(rows.class_weights.dtype)
+    return Rows(logits_bar, labels_bar, transform_bar, weights_bar, shards=rows.shards)
+
+
+def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | None, rows_dot: Rows) -> RowStatistics:
+    """The tangents of the statistics: the sum over classes of slope times dz."""
+    apply, at = _differentiable(rows)
+    along = _differentiable(rows_dot)[1]
+    along = [
+        jnp.zeros_like(x) if x_dot is None and x is not None else x_dot for x, x_dot in zip(at, along, strict=True)
+    ]
+    _, z_dot = jax.jvp(apply, at, tuple(along))
+    shares = _shares(rows, state)
+    active = jnp.ones(state.maximum.shape, bool) if rows.active is None else rows.active
+    log_p = _usable_log_p(shares[0], active)
+    tangents = {}
+    for name in DIFFERENTIABLE:
+        if name in config.want:
+            unit = RowStatistics(**{name: jnp.ones_like(state.maximum)})
+            slope = _slope(config, rows, entropy, shares, unit, active, z_dot.dtype)
+            tangents[name] = rows.shards.sum(jnp.sum(slope * z_dot, axis=-1))
+    if "log_prob" in tangents and rows.dense_labels is not None and rows_dot.labels is not None:
+        tangents["log_prob"] += rows.shards.sum(jnp.sum(rows_dot.labels * log_p, axis=-1))
+    if "mean_log_prob" in tangents and rows_dot.class_weights is not None:
+        share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
+        along = jnp.broadcast_to(rows_dot.class_weights, log_p.shape)
+        tangents["mean_log_prob"] += rows.shards.sum(jnp.sum(along * share * log_p, axis=-1))
+    return RowStatistics(**tangents)
+
+
+def _differentiable(rows: Rows):
+    """transform_logits as a function of what can be differentiated in it, and the point at which it is taken."""
+
+    def apply(logits, softcap, temperature):
+        options = dataclasses.replace(rows.transform, softcap=softcap, temperature=temperature)
+        return transform_logits(logits, options, rows.shards)
+
+    return apply, (rows.logits, rows.transform.softcap, rows.transform.temperature)
+
+
+def _shares(rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
+    label_z = None if rows.integer_labels is None else rows.label_z()
+    return probabilities(rows.z(), label_z, state, rows.shards)
+
+
+def _usable_log_p(shares: Shares, active: Array) -> Array:
+    """log p as a derivative with respect to labels and class weights: 0 for masked classes and idle rows."""
+    return jnp.where(active[..., None] & ~jnp.isneginf(shares.log_p), shares.log_p, 0)
+
+
+def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
+    """dz of the equation above, rounded to `dtype`; the label's entry comes from 1 − p_y, never from p_y − 1."""
+    row, label = shares
+    a, b, c, d = (None if bar is None else bar[..., None] for bar in cotangent[:4])
+    labels = rows.local_labels
+    if b is not None and labels is not None:
+        b = jnp.where(rows.is_class(rows.labels)[..., None], b, jnp.nan)
+
+    def terms(share: Shares, toward_label, weight, total):
+        slope = jnp.zeros_like(share.p)
+        if a is not None:
+            slope += a * share.p
+        if b is not None:
+            slope += b * toward_label
+        if c is not None:
+            slope += c * (weight - total * share.p)
+        if d is not None:
+            slope -= d * share.p * jnp.where(share.p == 0, 0, share.log_p + entropy[..., None])
+        return narrowed(jnp.where(active[..., None], slope, 0), dtype)
+
+    weight = total = None
+    if c is not None:
+        weight, total = rows.mean_weights(rows.z())
+        total = total[..., None]
+    if labels is None or b is None:
+        return terms(row, _toward_dense(rows, row), weight, total)
+    at_label = Shares(*(number[..., None] for number in label))
+    label_weight = None if weight is None else take_label(weight, labels)
+    entry = terms(at_label, at_label.not_p, label_weight, total)
+    slope = terms(row, -row.p, weight, total)
+    if rows.shards.names:  # the label may be another shard's
+        entry = jnp.where(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
+    return in_form("place_label", config.implementation, slope, entry, label_index(labels, slope.shape[-1]))
+
+
+def _toward_dense(rows: Rows, row: Shares) -> Array | None:
+    """y_j − Y·p_j without cancellation: y_j (1 − p_j) − Σ_{i≠j} y_i · p_j."""
+    y = rows.dense_labels
+    if y is None:
+        return None
+    return y * row.not_p - (rows.shards.sum(jnp.sum(y, axis=-1, keepdims=True)) - y) * row.p

@@ -1,0 +1,82 @@
+"""The classes that a sampled loss compares, and their logits before any correction."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jsoftmax._blocks.projection import project
+from jsoftmax._rows import checks
+from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.logits import transform_logits
+from jsoftmax._rows.options import LogitOptions, logit_transform
+from jsoftmax._vocabularies.drawing import Sample
+
+
+def touched_classes(labels: ArrayLike, sample: Sample) -> Array:
+    """The classes whose parameters one batch reads: its labels, then the sampled ones.
+
+    With them a step costs the same for any number of classes: read these rows of the kernel, differentiate with respect
+    to the rows (`gathered=True`), and add what comes out to the kernel in place.
+
+    Args:
+        labels: integers `(*batch,)` or `(*batch, num_true)`. What is below 0 becomes class 0.
+        sample: what a `Sampler` gave.
+
+    Returns:
+        int32 `(size of labels + count,)`; a class may be there more than once, so add, don't set.
+
+    Raises:
+        TypeError: labels are not integers.
+
+    Example:
+        >>> import functools, jax, jax.numpy as jnp, jsoftmax
+        >>> sampler = jsoftmax.log_uniform_sampler(1000)
+        >>> @functools.partial(jax.jit, donate_argnums=0)  # so that the kernel changes in place
+        ... def step(kernel, features, labels, key):
+        ...     sample = sampler.sample(key, 16)
+        ...     classes = jsoftmax.touched_classes(labels, sample)
+        ...     def loss(rows):
+        ...         return jsoftmax.sampled_softmax_cross_entropy(
+        ...             features, rows, labels, sample, sampler=sampler, kernel_transposed=True, gathered=True
+        ...         ).mean()
+        ...     value, gradient = jax.value_and_grad(loss)(kernel[classes])
+        ...     return kernel.at[classes].add(-0.1 * gradient), value
+        >>> kernel, value = step(jnp.zeros((1000, 4)), jnp.ones((8, 4)), jnp.arange(8), jax.random.key(0))
+        >>> print(kernel.shape, int((kernel != 0).any(1).sum()) <= 24)
+        (1000, 4) True
+    """
+    labels = checks.integer_array("labels", labels).astype(jnp.int32)
+    return jnp.concatenate([jnp.maximum(labels, 0).reshape(-1), sample.classes])
+
+
+def candidate_logits(
+    features: Array,
+    kernel: Array,
+    bias: ArrayLike | None,
+    at: Array,
+    num_true: int,
+    transposed: bool,
+    options: LogitOptions,
+) -> Array:
+    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones. Capped, cooled."""
+    rows, width = features.shape
+    of_classes = kernel[at] if transposed else kernel[:, at].T
+    own, shared = of_classes[: rows * num_true], of_classes[rows * num_true :]
+    dtype = compute_dtype(features.dtype)
+    own = own.astype(features.dtype).reshape(rows, num_true, width)
+    true = jnp.einsum("nd,ntd->nt", features, own, preferred_element_type=dtype)
+    z = jnp.concatenate([true, project(features, shared, True, options.get("derivative", "vjp"))], axis=1)
+    if bias is not None:
+        b = jnp.asarray(bias)[at].astype(dtype)
+        own, shared = b[: rows * num_true].reshape(true.shape), b[rows * num_true :]
+        z = z + jnp.concatenate([own, jnp.broadcast_to(shared, (rows, shared.size))], axis=1)
+    return warmed(z, options)
+
+
+def warmed(z: Array, options: LogitOptions) -> Array:
+    """Soft cap and temperature, taken out of the options: they act before what is subtracted."""
+    given: Any = options
+    acting: Any = {name: given.pop(name) for name in ("softcap", "temperature") if name in given}
+    return transform_logits(z, logit_transform(None, acting, z.shape[:1], z.dtype))

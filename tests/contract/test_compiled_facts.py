@@ -1,0 +1,197 @@
+"""What the optimised program of a CPU holds, reads and repeats: the same on every run, unlike its time.
+
+A slower or hungrier engine changes one of these counts. Others are beside what they belong to: what waits for the
+backward pass in test_transformations.py, products and blocks in test_linear.py, what is sent in test_sharding.py, the
+length of attention in test_attention.py.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jsoftmax
+from jsoftmax._rows.exponentials import exponentials
+
+ROWS, CLASSES = 256, 32_768  # whole lanes: what is left of others is one more, short step
+LOGITS = re.compile(rf"\w+\[{ROWS},{CLASSES}\]")
+INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$", re.MULTILINE)
+FREE = {"parameter", "tuple", "get-tuple-element", "bitcast"}
+# Windows of rows, sums of lanes and other numbers per row, in bytes.
+PER_ROW = 2e6
+
+integer = jsoftmax.softmax_cross_entropy_with_integer_labels
+# The loss, and how many arrays as large as the logits it keeps beside its results: in float32, in bfloat16.
+LOSSES = {
+    "integer": (integer, 0, 1),
+    "integer, jvp": (functools.partial(integer, derivative="jvp"), 0, 2),
+    "smoothed, z-loss": (functools.partial(integer, label_smoothing=0.1, z_loss=1e-4), 0, 2),
+    "focal": (jsoftmax.softmax_focal_loss, 0, 1),
+    "poly": (jsoftmax.poly_loss_cross_entropy, 0, 1),
+}
+ACTIVATIONS = {"softmax": (1, 4), "log_softmax": (0, 2), "logsumexp": (0, 0)}
+
+as_of_jax_0_10 = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="XLA copies bfloat16 logits more often before JAX 0.10"
+)
+both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).compile()
+
+
+@functools.cache
+def loss_program(name, dtype, gradient=True):
+    loss = LOSSES[name][0]
+
+    def mean(logits, labels):
+        return loss(logits, labels).mean()
+
+    return compiled(jax.value_and_grad(mean) if gradient else mean, ((ROWS, CLASSES), dtype), ((ROWS,), jnp.int32))
+
+
+@functools.cache
+def activation_program(name, dtype, gradient):
+    function = getattr(jsoftmax, name)
+
+    def pulled_back(logits, weights):
+        return jax.vjp(function, logits)[1](weights)[0]
+
+    if not gradient:
+        return compiled(function, ((ROWS, CLASSES), dtype))
+    result = (ROWS,) if name == "logsumexp" else (ROWS, CLASSES)
+    return compiled(pulled_back, ((ROWS, CLASSES), dtype), (result, dtype))
+
+
+def copies(program, dtype):
+    """Of the logits, in temporary memory, beyond a few numbers a row."""
+    bytes_ = program.memory_analysis().temp_size_in_bytes
+    return max(0.0, bytes_ - PER_ROW) / (ROWS * CLASSES * jnp.dtype(dtype).itemsize)
+
+
+def passes(program):
+    """How many steps of the program go over an array of the logits' shape, whatever its dtype.
+
+    One that gathers or scatters only looks at some of its entries.
+    """
+    text = program.as_text()
+    bodies = dict(re.findall(r"^%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL).group(1)
+    large, count = set(), 0
+    for name, type_, operation, operands, rest in INSTRUCTION.findall(entry):
+        if LOGITS.match(type_):
+            large.add(name)
+        called = re.search(r"(?:calls|to_apply)=%([\w.\-]+)", rest)
+        body = bodies[called.group(1)] if called else operation + "("
+        sparse = re.search(r"\b(?:gather|scatter)\(", body)
+        if operation not in FREE and not sparse and large & set(re.findall(r"%([\w.\-]+)", operands)):
+            count += 1
+    return count
+
+
+@as_of_jax_0_10
+@both_dtypes
+@pytest.mark.parametrize("name", LOSSES)
+def test_memory_of_value_and_gradient(name, dtype):
+    """Beside the gradient: nothing as large as the logits in float32, no float32 copy of bfloat16 logits.
+
+    In bfloat16 the bits of the logits are copied once, as integers, to be sliced; see `widened_part`.
+    """
+    assert copies(loss_program(name, dtype), dtype) <= LOSSES[name][1 if dtype == jnp.float32 else 2]
+
+
+@as_of_jax_0_10
+@both_dtypes
+def test_memory_of_the_value_alone(dtype):
+    assert copies(loss_program("integer", dtype, gradient=False), dtype) <= (0 if dtype == jnp.float32 else 1)
+
+
+@as_of_jax_0_10
+@both_dtypes
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_memory_of_activations(name, dtype):
+    """Forwards, beside the result; and of the gradient, beside that. Softmax keeps its own result, in float32."""
+    alone = copies(activation_program(name, dtype, gradient=False), dtype)
+    assert alone <= (1 if (name, dtype) == ("logsumexp", jnp.bfloat16) else 0)
+    allowed = ACTIVATIONS[name][0 if dtype == jnp.float32 else 1]
+    assert copies(activation_program(name, dtype, gradient=True), dtype) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradient", "most"),
+    [
+        (jnp.float32, False, 2),  # the maximum; the sum
+        (jnp.float32, True, 3),  # and the gradient
+        (jnp.bfloat16, False, 3),  # and the bits, to integers
+        (jnp.bfloat16, True, 5),  # and the gradient, from integers
+    ],
+)
+def test_passes_over_the_logits(dtype, gradient, most):
+    assert 0 < passes(loss_program("integer", dtype, gradient)) <= most
+
+
+@pytest.mark.parametrize(("dtype", "gradient", "most"), [(jnp.float32, False, 4.3), (jnp.float32, True, 8.3)])
+def test_bytes_accessed(dtype, gradient, most):
+    """In copies of the logits, by XLA's own count, which takes a gather or a scatter for the whole of its operand.
+
+    Two passes and two gathers; with the gradient, one pass that reads and writes, and a scatter in place, which counts
+    as two.
+    """
+    cost = loss_program("integer", dtype, gradient).cost_analysis()
+    assert cost["bytes accessed"] <= most * ROWS * CLASSES * jnp.dtype(dtype).itemsize
+
+
+@as_of_jax_0_10
+def test_rule_for_reverse_mode_alone_is_the_leaner():
+    """What `derivative="vjp"` saves, and why it is the default: a pass in float32, a copy of the bits in bfloat16."""
+    default, every_mode = (loss_program(name, jnp.float32) for name in ("integer", "integer, jvp"))
+    assert passes(default) < passes(every_mode)
+    default, every_mode = (loss_program(name, jnp.bfloat16) for name in ("integer", "integer, jvp"))
+    assert copies(default, jnp.bfloat16) < copies(every_mode, jnp.bfloat16) - 0.9
+
+
+@pytest.mark.parametrize(("gradient", "most"), [(False, 1), (True, 2)])
+def test_one_exponential_per_logit_and_pass(gradient, most):
+    """Forwards and backwards: e^(z − m) is never computed once more. It is ordinary arithmetic to XLA."""
+    one = compiled(exponentials, ((ROWS, CLASSES), jnp.float32), ((ROWS, 1), jnp.float32)).cost_analysis()["flops"]
+    assert one > 20 * ROWS * CLASSES
+    assert loss_program("integer", jnp.float32, gradient).cost_analysis()["flops"] < (most + 0.5) * one
+
+
+def test_blocks_read_the_kernel_in_its_own_dtype():
+    """No float32 copy of a bfloat16 kernel waits outside the loop over blocks; its gradient's sum is the only one."""
+    shapes = ((64, 16), jnp.bfloat16), ((16, 1000), jnp.bfloat16), ((64,), jnp.int32)
+    loss = functools.partial(jsoftmax.linear_softmax_cross_entropy, block_size=16)
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(*(jnp.zeros(*shape) for shape in shapes))
+    loops = [equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "scan"]
+    assert len(loops) == 1
+    kernels = [v.aval.dtype for v in loops[0].invars if v.aval.shape == (16, 1000)]
+    assert sorted(map(str, kernels)) == ["bfloat16", "float32"]
+
+
+def equations(jaxpr):
+    """Those of a jaxpr and of the functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def test_what_is_counted_is_there():
+    """The counts above, of programs that are known to hold and to read the logits so many times."""
+    logits = (ROWS, CLASSES), jnp.float32
+    total = compiled(lambda z: jnp.sum(z, axis=-1), logits)
+    assert passes(total) == 1
+    assert copies(total, jnp.float32) == 0
+    twice = compiled(lambda z: (jnp.exp(z), jnp.max(z, axis=-1)), logits)
+    assert passes(twice) == 2
+    kept = compiled(lambda z: jnp.sort(z, axis=-1)[:, 5] + jnp.sort(-z, axis=-1)[:, 7], logits)
+    assert copies(kept, jnp.float32) > 0.9
+    assert passes(compiled(lambda z: z[:, :5], logits)) == 1
+    taken = compiled(lambda z, y: jnp.take_along_axis(z, y[:, None], axis=-1), logits, ((ROWS,), jnp.int32))
+    assert passes(taken) == 0

@@ -1,0 +1,175 @@
+"""The tools of the benchmarks: that they time in turns, keep what they measured, and count right. No test is timed."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import aot, figures, growth, harness, peers, report
+from benchmarks.__main__ import SUBJECTS
+from jsoftmax import __main__ as command
+from jsoftmax._commands import bench
+from jsoftmax._commands.bench import Program, Row
+
+BLANK = dict.fromkeys(Row.__dataclass_fields__)
+
+
+def row(**fields):
+    return Row(**{**BLANK, "median_ms": 1.0, "spread_ms": 0.1, "ratio": 1.0, "dtype": "float32", **fields})
+
+
+def test_programs_take_turns():
+    calls = []
+    programs = {name: Program(lambda name=name: calls.append(name) or name) for name in "ab"}
+    rows = bench.measure("s", "1×1", "float32", programs, reference="a", limit="b", error=len, repeats=7)
+    assert calls == ["a", "a", "b", "b"] + 7 * ["a", "b"]
+    assert [(r.program, r.error) for r in rows] == [("a", 1), ("b", None)]  # the limit computes something else
+    assert rows[0].ratio == 1
+    assert rows[1].of_limit == 1
+
+
+def test_turns_end_when_time_is_up():
+    calls = []
+    bench.measure("s", "1×1", "float32", {"a": Program(lambda: calls.append(1))}, reference="a", max_seconds=0.0)
+    assert len(calls) == 2 + bench.FEWEST_TURNS
+
+
+def test_what_is_measured_again_replaces_what_was_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    harness.save([row(subject="x", program="a"), row(subject="y", program="b")], "device")
+    harness.save([row(subject="x", program="c")], "device", absent=["torch"])
+    assert [(r.subject, r.program) for r in harness.load("device")] == [("y", "b"), ("x", "c")]
+    facts = json.loads((tmp_path / "device.json").read_text())
+    assert facts["absent"] == ["torch"]
+    del facts["rows"][0]["peak_mb"]  # as in older files
+    (tmp_path / "device.json").write_text(json.dumps(facts))
+    assert harness.load("device")[0].peak_mb is None
+
+
+@pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("*-jax*.json")), ids=lambda path: path.stem)
+def test_stored_results_can_be_read(path):
+    rows = harness.load(path.stem)
+    assert {"optax", "jsoftmax"} <= {r.program for r in rows}
+    shown = harness.table(rows)
+    assert all(r.program in shown for r in rows)
+
+
+def test_slopes_of_known_powers():
+    """time = 3 · size²."""
+    rows = [row(subject="growth with classes", shape=f"9×{n}", program="p", median_ms=3.0 * n**2) for n in (10, 20, 80)]
+    sizes, times = growth.curve(rows, "classes", "p")
+    np.testing.assert_array_equal(sizes, [10, 20, 80])
+    assert growth.slope(sizes, times) == pytest.approx(2)
+
+
+def linear_growth(*programs):
+    return [
+        row(subject=f"growth with {name}", shape="×".join(4 * [str(n)]), program=program, median_ms=float(n))
+        for name in growth.PLACES
+        for n in (8, 16)
+        for program in programs
+    ]
+
+
+def test_slopes_are_shown_for_each_curve():
+    """Blocks are ours alone."""
+    lines = report.slopes(linear_growth("jsoftmax", "optax")).splitlines()[1:]
+    assert [line.count("1.00") for line in lines] == [2, 2, 2, 1]
+
+
+def test_figures_are_drawn(tmp_path):
+    rows = linear_growth("jsoftmax")
+    rows.append(row(subject="cross-entropy, value and gradient", shape="2×3", program="jsoftmax"))
+    figures.draw(rows, tmp_path / "device.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"device.svg", "device-growth.svg"}
+    assert (tmp_path / "device-growth.svg").read_text().count("slope 1.00") >= len(growth.PLACES)
+
+
+@pytest.mark.parametrize("features", [[], ["--features", "8"]], ids=["logits", "features"])
+def test_command_measures_a_shape(features, monkeypatch, capsys):
+    arguments = ["bench", "--rows", "16", "--classes", "40", *features, "--json"]
+    monkeypatch.setattr(sys, "argv", ["jsoftmax", *arguments])
+    assert command.main() == 0
+    rows = [Row(**fields) for fields in json.loads(capsys.readouterr().out)]
+    assert {r.shape for r in rows} == {"16×8×40" if features else "16×40"}
+    ours = [r for r in rows if r.program == "jsoftmax"]
+    assert len(ours) == (1 if features else 2)
+    assert all(r.error < 1e-6 and r.median_ms > 0 and r.of_limit > 0 for r in ours)
+
+
+def test_command_needs_sizes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jsoftmax", "bench", "--rows", "0"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--rows, --classes and --features must be at least 1, got 0, 32000" in capsys.readouterr().err
+
+
+def test_every_subject_can_run():
+    assert all(callable(module.run) for module in SUBJECTS.values())
+    assert set(peers.absent()) <= set(peers.OPTIONAL.values())
+
+
+PROGRAM = """
+%condition (state: (s32[], f32[4])) -> pred[] {
+  %most = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %most), direction=LT
+}
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  ROOT %y = f32[4]{0:T(128)} fusion(%x), kind=kLoop, calls=%add
+}
+
+ENTRY %main (z: bf16[2,5]) -> f32[4] {
+  %z = bf16[2,5]{1,0} parameter(0)
+  %wide = f32[2,5]{1,0} convert(%z)
+  ROOT %loop = (s32[], f32[4]{0}) while(%wide), condition=%condition, body=%body
+}
+"""
+
+
+def test_moved_bytes_of_a_program():
+    """The conversion reads 20 bytes and writes 40; each of three turns reads 16 and writes 16."""
+    assert aot.moved_bytes(PROGRAM) == 60 + 3 * 32
+
+
+def test_disagreements_of_two_runs():
+    """Named where one is clearly ahead, and another run says the contrary; not where both are near 1, or agree."""
+    ratios = {
+        "a": (0.95, 1.05),
+        "b": (0.8, 1.02),
+        "c": (1.02, 0.8),
+        "d": (1.5, 3.0),
+        "e": (0.5, 0.9),
+        "only one": (0.1,),
+    }
+    runs = [
+        [row(subject="s", shape="1×1", program=name, ratio=pair[i]) for name, pair in ratios.items() if len(pair) > i]
+        for i in range(2)
+    ]
+    assert report.disagreements(*runs) == ["s, 1×1, float32, b: 0.80 and 1.02", "s, 1×1, float32, c: 1.02 and 0.80"]
+
+
+def test_page_on_large_vocabularies_shows_the_stored_results():
+    """Operations, temporaries, time, held-out loss and perplexity of each loss."""
+    facts = json.loads((harness.RESULTS / "large-vocabulary.json").read_text(encoding="utf-8"))
+    page = (harness.RESULTS.parents[1] / "docs" / "large-vocabularies.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    for found in facts["rows"]:
+        shown = f"{found['operations_per_row']:,}", f"{found['temp_mb']:.1f} MB", f"{found['step_ms']:.0f} ms"
+        (row,) = (row for row in cells if tuple(row[1:4]) == shown)
+        if found["loss"] != "full":  # the same numbers as the linear loss
+            assert row[4:] == [f"{found['held_out_nats']:.2f}", f"{math.exp(found['held_out_nats']):.0f}"]
+    assert ["frequencies alone", f"{facts['unigram_nats']:.2f}"] in [[row[0], row[-2]] for row in cells]
+
+
+def test_stored_counts_are_within_their_bounds():
+    rows = json.loads(aot.RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert {(r["work"], r["target"]) for r in rows} == {(work, target) for work in aot.WORKS for target in aot.TARGETS}
+    for found in rows:
+        work = aot.WORKS[found["work"]]
+        assert found["temp_bytes"] <= work.most_temp
+        assert found["moved_bytes"] <= work.most_moved
