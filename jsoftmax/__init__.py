@@ -3,8 +3,8 @@
 from jsoftmax import categorical as categorical
 from jsoftmax._attention.attention import dot_product_attention as dot_product_attention
 from jsoftmax._blocks.blockwise import blockwise as blockwise
+from jsoftmax._blocks.head import default_block_size as default_block_size
 from jsoftmax._blocks.linear import (
-    default_block_size as default_block_size,
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,
     linear_softmax_statistics as linear_softmax_statistics,
 )

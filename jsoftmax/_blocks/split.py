@@ -1,7 +1,5 @@
 """Rows in blocks: how a tree of arrays is cut into them, and how results of them are joined."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,11 +63,3 @@ def join(whole: Array, rest: Array | None) -> Array:
 
 def joined(whole: Tree, rest: Tree | None) -> Tree:
     return jax.tree.map(lambda leaf: join(leaf, None), whole) if rest is None else jax.tree.map(join, whole, rest)
-
-
-def in_blocks(evaluate: Callable[[Tree, Tree], Tree], size: int, params: Tree, rows: Tree) -> Tree:
-    """`evaluate(params, block)` for every block, joined."""
-    count = row_count(rows)
-    whole, rest = split(rows, count, size)
-    last = None if count and count % size == 0 else evaluate(params, rest)
-    return last if count < size else joined(lax.map(functools.partial(evaluate, params), whole), last)
