@@ -170,6 +170,6 @@ def test_bad_rows_and_results():
     ):
         jsoftmax.blockwise(summed)(params, {**rows, "weight": rows["weight"][:3]})
     with pytest.raises(
-        ValueError, match=r"loss returned shape \(2,\) for 4 rows; it needs one entry a row, or a scalar"
+        ValueError, match=r"the result of loss has shape \(2,\) for 4 rows; it needs one entry a row, or a scalar"
     ):
         jsoftmax.blockwise(lambda params, rows: jnp.ones(2))(params, rows)
