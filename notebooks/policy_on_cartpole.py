@@ -47,7 +47,7 @@ def start(key):
 
 
 def move(state, action):
-    """The next state, and whether the episode ended with it."""
+    """The next state, whether the pole or the cart is out of bounds in it, and whether the episode is over."""
     x, speed, angle, turn = state["physics"]
     force = jnp.where(action == 1, FORCE, -FORCE)
     sin, cos = jnp.sin(angle), jnp.cos(angle)
@@ -57,13 +57,15 @@ def move(state, action):
     physics = jnp.stack([x, speed, angle, turn]) + SECONDS * jnp.stack([speed, shove, turn, spin])
     steps = state["steps"] + 1
     fallen = (jnp.abs(physics[0]) > 2.4) | (jnp.abs(physics[2]) > jnp.deg2rad(12))
-    return {"physics": physics, "steps": steps}, fallen | (steps >= MOST_STEPS)
+    return {"physics": physics, "steps": steps}, fallen, fallen | (steps >= MOST_STEPS)
 
 
 # %% [markdown]
 # ## Policy and value
 #
-# Two small networks: one gives the logits of the two actions, the other guesses the rewards still to come.
+# Two small networks: one gives the logits of the two actions, the other guesses the rewards still to come. With a
+# discount of 0.99 a step these sum to 100 at most. Training takes a hundredth of each: values then lie between 0 and 1,
+# and the gradient of their errors, which is clipped together with the policy's, does not drown it.
 
 
 # %%
@@ -102,11 +104,11 @@ def play(params, states, key):
         key_action, key_start = jax.random.split(key)
         seen = states["physics"]
         actions = categorical.sample(key_action, apply(params["policy"], seen))
-        moved, over = jax.vmap(move)(states, actions)
+        moved, fallen, over = jax.vmap(move)(states, actions)
         fresh = jax.vmap(start)(jax.random.split(key_start, CARTS))
         states = jax.tree.map(lambda a, b: jnp.where(over.reshape(-1, *[1] * (a.ndim - 1)), a, b), fresh, moved)
-        record = {"seen": seen, "actions": actions, "over": over, "length": moved["steps"]}
-        return states, record
+        record = {"seen": seen, "actions": actions, "next": moved["physics"], "fallen": fallen, "over": over}
+        return states, record | {"length": moved["steps"]}
 
     return jax.lax.scan(step, states, jax.random.split(key, STEPS))
 
@@ -114,22 +116,23 @@ def play(params, states, key):
 # %% [markdown]
 # How much better than expected was an action? Generalized advantage estimation (Schulman et al. 2016) sums the
 # surprises that followed it, each a reward plus the value of the next state less the value of this one, with weights
-# that decay.
+# that decay. After a fall nothing more would come. After 500 steps more would, had the clock not run out, and the state
+# does not tell the time: the value of the last state stands for the rest (Pardo et al. 2018).
 
 # %%
-DISCOUNT, DECAY = 0.99, 0.95
+DISCOUNT, DECAY = 0.99, 0.98
+REWARD = 1 - DISCOUNT
 
 
-def advantages(values, last_value, over):
-    def back(carry, step):
-        later, next_value = carry
-        value, over = step
-        alive = jnp.where(over, 0.0, 1.0)
-        surprise = 1.0 + DISCOUNT * alive * next_value - value
-        later = surprise + DISCOUNT * DECAY * alive * later
-        return (later, value), later
+def advantages(values, next_values, fallen, over):
+    surprises = REWARD + DISCOUNT * jnp.where(fallen, 0.0, next_values) - values
 
-    return jax.lax.scan(back, (jnp.zeros_like(last_value), last_value), (values, over), reverse=True)[1]
+    def back(later, step):
+        surprise, over = step
+        later = surprise + DISCOUNT * DECAY * jnp.where(over, 0.0, later)
+        return later, later
+
+    return jax.lax.scan(back, jnp.zeros(CARTS), (surprises, over), reverse=True)[1]
 
 
 # %% [markdown]
@@ -142,7 +145,7 @@ def advantages(values, last_value, over):
 # r = \pi(a) / \pi_{\mathrm{old}}(a)$$
 #
 # The clipping allows several steps on the same actions: once an action's probability has changed by 20 %, it is left
-# alone.
+# alone. The learning rate falls to zero, so that a policy that balances the pole is left alone too.
 
 
 # %%
@@ -155,8 +158,9 @@ def loss(params, batch):
     return policy_loss + 0.5 * jnp.mean((value - batch["target"]) ** 2)
 
 
-optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(optax.linear_schedule(3e-3, 3e-4, 80 * 16)))
-EPOCHS, PARTS = 4, 4
+UPDATES, EPOCHS, PARTS = 60, 4, 4
+learning_rate = optax.linear_schedule(6e-3, 0.0, UPDATES * EPOCHS * PARTS)
+optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate))
 
 
 @jax.jit
@@ -164,9 +168,8 @@ def improve(params, moments, states, key):
     """Play, then four passes over what was played, each in four parts."""
     key_play, key_order = jax.random.split(key)
     last, played = play(params, states, key_play)
-    value = functools.partial(apply, params["value"])
-    values = value(played["seen"])[..., 0]
-    advantage = advantages(values, value(last["physics"])[..., 0], played["over"])
+    values, next_values = (apply(params["value"], played[name])[..., 0] for name in ("seen", "next"))
+    advantage = advantages(values, next_values, played["fallen"], played["over"])
     old = categorical.log_prob(apply(params["policy"], played["seen"]), played["actions"])
     batch = {
         "seen": played["seen"],
@@ -196,7 +199,7 @@ def improve(params, moments, states, key):
 moments = optimizer.init(params)
 states = jax.vmap(start)(jax.random.split(keys[2], CARTS))
 returns = []
-for update in range(80):
+for update in range(UPDATES):
     params, moments, states, (over, length) = improve(params, moments, states, jax.random.fold_in(keys[2], update))
     finished = np.asarray(length)[np.asarray(over)]
     returns.append(finished.mean() if finished.size else returns[-1])
@@ -208,6 +211,10 @@ for update in range(80):
 # %% [markdown]
 # Episodes that end early are over-represented among those that ended, so the curve is a pessimistic one. The measure of
 # success is whole episodes with the most probable action, temperature 0, against an untrained policy.
+#
+# None of this hangs on a lucky seed: with small rewards and, above all, values at the time limit, each of ten seeds got
+# 500 in every episode at temperature 0, in each of four roundings of XLA's on a CPU (as it comes, SSE4.2, 512-bit
+# vectors, fast maths); with the time limit taken for a fall, the worst of 24 seeds had a mean of 313.
 
 
 # %%
@@ -221,7 +228,7 @@ def evaluate(policy, key, temperature):
         states, alive, total = carry
         logits = apply(policy, states["physics"])
         actions = categorical.sample(key, logits, temperature=temperature)
-        states, over = jax.vmap(move)(states, actions)
+        states, _, over = jax.vmap(move)(states, actions)
         return (states, alive & ~over, total + alive), None
 
     init = (states, jnp.ones(100, bool), jnp.zeros(100))
@@ -239,15 +246,15 @@ for name, score in scores.items():
 assert scores["trained, temperature 0"].mean() > 400
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-left.plot(np.arange(1, 81) * STEPS * CARTS / 1000, returns)
-left.set(xlabel="thousands of steps", ylabel="mean return of ended episodes", ylim=(0, MOST_STEPS))
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+left.plot(np.arange(1, UPDATES + 1) * STEPS * CARTS / 1000, returns)
+left.set(xlabel="thousands of steps", ylabel="mean return of ended episodes", ylim=(0, 1.04 * MOST_STEPS))
 tilt = jnp.linspace(-0.2, 0.2, 101)
-for turn in (-1.0, 0.0, 1.0):
+for turn in (-0.2, 0.0, 0.2):
     seen = jnp.stack([0 * tilt, 0 * tilt, tilt, turn + 0 * tilt], axis=-1)
-    right.plot(jnp.rad2deg(tilt), jsoftmax.softmax(apply(params["policy"], seen))[:, 1], label=f"{turn:+.0f} rad/s")
+    right.plot(jnp.rad2deg(tilt), jsoftmax.softmax(apply(params["policy"], seen))[:, 1], label=f"{turn:+.1f} rad/s")
 right.set(xlabel="angle of the pole (degrees)", ylabel="probability of a push to the right")
-right.legend(title="angular speed", frameon=False)
+right.legend(title="angular speed", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
