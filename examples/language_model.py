@@ -5,6 +5,9 @@
 One model is trained twice from the same start. One run gives all logits to optax's cross-entropy, the other calls
 `jsoftmax.linear_softmax_cross_entropy`, which makes them a block of rows at a time. The runs take turns step by step:
 whatever else goes on weighs on both. The text is the source of Python's own modules: nothing is downloaded.
+
+A token that is not in the vocabulary teaches nothing: its row is ignored, and the linear loss does not even multiply
+it. Accuracy and logsumexp are logged beside the loss; the linear one has them from the same products.
 """
 
 import argparse
@@ -36,6 +39,7 @@ TOKEN = re.compile(r" ?\w+| ?[^\w\s]|\n *|\s")
 # Tests come and go with the way Python was packaged, and encodings are tables of characters.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
 HELD_OUT_EVERY = 20
+UNKNOWN = 0  # the class of <unk>, the first of the vocabulary
 
 
 class Settings(NamedTuple):
@@ -88,13 +92,38 @@ class LanguageModel(nnx.Module):
         return self.norm(self.blocks(self.embedding(tokens) + positions))
 
 
-def linear_loss(features: jax.Array, kernel: jax.Array, labels: jax.Array, block_size: int) -> jax.Array:
-    return jsoftmax.linear_softmax_cross_entropy(features, kernel, labels, block_size=block_size)
+class Logged(NamedTuple):
+    accuracy: jax.Array
+    logsumexp: jax.Array
 
 
-def unfused_loss(features: jax.Array, kernel: jax.Array, labels: jax.Array, block_size: int) -> jax.Array:
+def logged(argmax: jax.Array, logsumexp: jax.Array, labels: jax.Array) -> Logged:
+    """Means over the rows that count."""
+    known = labels != UNKNOWN
+    return Logged(*(jnp.mean(number, where=known) for number in (argmax == labels, logsumexp)))
+
+
+def linear_loss(features: jax.Array, kernel: jax.Array, labels: jax.Array, block_size: int) -> tuple[jax.Array, Logged]:
+    loss, statistics = jsoftmax.linear_softmax_cross_entropy(
+        features,
+        kernel,
+        labels,
+        block_size=block_size,
+        ignore_index=UNKNOWN,
+        skip_rows=True,
+        return_statistics=True,
+    )
+    return loss, logged(statistics.argmax, statistics.logsumexp, labels)
+
+
+def unfused_loss(
+    features: jax.Array, kernel: jax.Array, labels: jax.Array, block_size: int
+) -> tuple[jax.Array, Logged]:
     del block_size  # all logits exist at once
-    return optax.softmax_cross_entropy_with_integer_labels(features @ kernel, labels).mean()
+    logits = features @ kernel
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    beside = logged(jnp.argmax(logits, axis=-1), jax.nn.logsumexp(logits, axis=-1), labels)
+    return jnp.mean(losses, where=labels != UNKNOWN), beside
 
 
 LOSSES = {"linear": linear_loss, "unfused": unfused_loss}
@@ -113,7 +142,7 @@ def load(vocabulary: int, files: int | None = None) -> Corpus:
     if len(tokens) < vocabulary:
         raise ValueError(f"vocabulary is {vocabulary}, but the text has only {len(tokens) - 1} different tokens")
     numbers = {token: number for number, token in enumerate(tokens)}
-    streams = (np.array([numbers.get(token, 0) for token in part], np.int32) for part in (train, held_out))
+    streams = (np.array([numbers.get(token, UNKNOWN) for token in part], np.int32) for part in (train, held_out))
     return Corpus(tokens, *streams)
 
 
@@ -132,7 +161,7 @@ class Run:
         self.optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, settings.steps + 1))
         self.optimizer_state = self.optimizer.init(self.parameters)
         self.loss = functools.partial(loss, block_size=settings.block_size)
-        self.losses, self.seconds, self.peak = [], [], None
+        self.losses, self.logged, self.seconds, self.peak = [], [], [], None
         starts = np.linspace(0, len(corpus.held_out) - settings.context - 1, 64, dtype=int)
         self.held_out = windows(corpus.held_out, starts, settings.context)
         self.before = self.held_out_loss()
@@ -146,9 +175,9 @@ class Run:
             model = nnx.merge(self.graph, parameters)
             return self.loss(model(tokens), model.head.kernel[...], labels)
 
-        loss, gradients = jax.value_and_grad(mean_loss)(parameters)
+        (loss, beside), gradients = jax.value_and_grad(mean_loss, has_aux=True)(parameters)
         updates, optimizer_state = self.optimizer.update(gradients, optimizer_state, parameters)
-        return optax.apply_updates(parameters, updates), optimizer_state, loss
+        return optax.apply_updates(parameters, updates), optimizer_state, loss, beside
 
     def step(self, tokens: np.ndarray, labels: np.ndarray) -> None:
         resident, start = reset_peak(), time.perf_counter()
@@ -156,8 +185,9 @@ class Run:
         self.seconds.append(time.perf_counter() - start)
         if resident is not None:
             self.peak = max(self.peak or 0, process_memory("VmHWM") - resident)
-        self.parameters, self.optimizer_state, loss = out
+        self.parameters, self.optimizer_state, loss, beside = out
         self.losses.append(float(loss))
+        self.logged.append(Logged(*map(float, beside)))
 
     def held_out_loss(self) -> float:
         """By optax for both runs, so that neither is its own judge."""
@@ -168,7 +198,8 @@ class Run:
 @functools.partial(jax.jit, static_argnums=0)
 def judge(graph, parameters, tokens: jax.Array, labels: jax.Array) -> jax.Array:
     model = nnx.merge(graph, parameters)
-    return optax.softmax_cross_entropy_with_integer_labels(model.head(model(tokens)), labels).mean()
+    losses = optax.softmax_cross_entropy_with_integer_labels(model.head(model(tokens)), labels)
+    return jnp.mean(losses, where=labels != UNKNOWN)
 
 
 def process_memory(field: str) -> int:
@@ -207,7 +238,7 @@ def write(run: Run, corpus: Corpus, settings: Settings, temperature: float, coun
     def draw(parameters, tokens, last, key):
         model = nnx.merge(run.graph, parameters)
         logits = model.head(model(tokens[None])[0, last]) / temperature
-        return jax.random.categorical(key, logits.at[0].set(-jnp.inf))
+        return jax.random.categorical(key, logits.at[UNKNOWN].set(-jnp.inf))
 
     written = [corpus.tokens.index("\n"), corpus.tokens.index("def")]
     for key in jax.random.split(jax.random.key(settings.seed), count):
@@ -225,6 +256,8 @@ def print_runs(console: Console, runs: dict[str, Run]) -> None:
     table = Table("", *(Column(name, justify="right") for name in runs), caption=caption)
     rows = {
         "loss of the last step": lambda run: f"{run.losses[-1]:.6f}",
+        "accuracy of the last step": lambda run: f"{run.logged[-1].accuracy:.4f}",
+        "mean logsumexp of the last step": lambda run: f"{run.logged[-1].logsumexp:.4f}",
         "held-out loss before": lambda run: f"{run.before:.4f}",
         "held-out loss after": lambda run: f"{run.held_out_loss():.4f}",
         "temporaries of the compiled step (MiB)": lambda run: f"{run.temporaries / 2**20:.0f}",

@@ -81,6 +81,10 @@ def test_losses_of_all_steps_equal_those_of_the_unfused_run(seed, trained, setti
     linear, unfused = (trained(seed)[name].losses for name in ("linear", "unfused"))
     assert len(linear) == len(unfused) == settings.steps
     np.testing.assert_allclose(linear, unfused, rtol=TOLERANCE)
+    ours, theirs = (np.array(trained(seed)[name].logged) for name in ("linear", "unfused"))
+    # Of nearly equal logits, either may come out first: a row or two of a thousand.
+    np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=2 / (settings.batch_size * settings.context))
+    np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=TOLERANCE)
 
 
 @pytest.mark.slow
