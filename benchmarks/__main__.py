@@ -4,7 +4,7 @@ import argparse
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import activations, attention, cross_entropy, growth, linear, small
+from benchmarks import activations, attention, cross_entropy, growth, linear, skipping, small
 from benchmarks.figures import draw
 from benchmarks.harness import RESULTS, load, results_name, save, table
 from benchmarks.peers import absent
@@ -12,6 +12,7 @@ from benchmarks.peers import absent
 SUBJECTS = {
     "cross_entropy": cross_entropy,
     "linear": linear,
+    "skipping": skipping,
     "activations": activations,
     "attention": attention,
     "small": small,
