@@ -35,6 +35,13 @@ def exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
     return difference, (a - (difference - back)) - (b + back)
 
 
+def add_in_pairs(parts: list[Array]) -> Array:
+    while len(parts) > 1:
+        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[2 * len(pairs) :]
+    return parts[0]
+
+
 class _Format(NamedTuple):
     """A floating-point format, as the reduction needs it."""
 

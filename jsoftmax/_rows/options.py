@@ -26,7 +26,8 @@ class LogitOptions(TypedDict, total=False):
     softcap: bounds the logits beforehand, `softcap * tanh(logits / softcap)`, as Gemma 2 does; differentiable.
     derivative: "vjp" (the default) has reverse mode and forward over reverse; "jvp" has every mode and order. Both
         save the same; the second takes more time, and with several options more temporary memory.
-    implementation: None chooses by the platform the program is compiled for; "cpu" or "accelerator" forces that form.
+    implementation: None chooses by the platform the program is compiled for; "cpu", "gpu" or "tpu" forces that form.
+        "accelerator" is the old name of "gpu".
     axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split. Whatever has one entry a
         class is then this device's stretch of it; integer labels number the classes of all; results are the same on
         all devices.

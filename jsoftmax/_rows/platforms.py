@@ -10,24 +10,24 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-IMPLEMENTATIONS = ("cpu", "accelerator")
+IMPLEMENTATIONS = ("cpu", "gpu", "tpu", "accelerator")  # the last is another name of "gpu"
 
 
 def choose(
-    implementation: str | None, *operands: Any, cpu: Callable, accelerator: Callable, partitioned: Callable
+    implementation: str | None, *operands: Any, cpu: Callable, partitioned: Callable, gpu: Callable, tpu: Callable
 ) -> Any:
-    """One of three forms of the same function, applied to the operands.
+    """One of four forms of the same function, applied to the operands.
 
     `partitioned` is for CPUs too, where XLA splits the arrays of a program over several of them: it takes no slices
     of the class axis, which might be the one that is split.
     """
     if implementation is not None:
-        return {"cpu": cpu, "accelerator": accelerator}[implementation](*operands)
+        return {"cpu": cpu, "gpu": gpu, "tpu": tpu, "accelerator": gpu}[implementation](*operands)
 
     def on_cpus(*operands: Any) -> Any:
         return lax.cond(is_partitioned(), partitioned, cpu, *operands)
 
-    return lax.platform_dependent(*operands, cpu=on_cpus, default=accelerator)
+    return lax.platform_dependent(*operands, cpu=on_cpus, tpu=tpu, default=gpu)
 
 
 def is_partitioned() -> Array:

@@ -7,10 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._rows.exponentials import UNIT, exponentials, gap
+from jsoftmax._rows.exponentials import UNIT, gap
+from jsoftmax._rows.forms import in_form
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.state import RowState, row_state
+
+
+class How(NamedTuple):
+    """What is known of a computation when the program is traced."""
+
+    shards: ClassShards
+    implementation: str | None
+    exact: bool  # as `Rows.has_exact_differences`
 
 
 class Shares(NamedTuple):
@@ -23,39 +32,37 @@ class Shares(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def probabilities(
-    z: Array, label_z: Array | None, state: RowState, shards: ClassShards
-) -> tuple[Shares, Shares | None]:
+def probabilities(z: Array, label_z: Array | None, state: RowState, how: How) -> tuple[Shares, Shares | None]:
     """softmax of the rows `z` (*batch, classes) and at their labels' `label_z` (*batch,), given the rows' state.
 
     `state` is a function of `z` and is not differentiated again.
     """
-    del shards  # its derivative sums over classes
-    rows = _shares(z, *(number[..., None] for number in state))
-    return rows, None if label_z is None else _shares(label_z, *state)
+    rows = _shares(how, z, *(number[..., None] for number in state))
+    return rows, None if label_z is None else _shares(how, label_z, *state)
 
 
 def row_shares(rows: Rows, implementation: str | None = None) -> Shares:
     """softmax of every row."""
-    return probabilities(rows.z(), None, row_state(rows, implementation), rows.shards)[0]
+    how = How(rows.shards, implementation, rows.has_exact_differences)
+    return probabilities(rows.z(), None, row_state(rows, implementation), how)[0]
 
 
-def _shares(z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
+def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
     del logsumexp
-    scaled = exponentials(z, maximum) / (1 + others)
-    p = scaled / UNIT
+    scaled, p = in_form("shares", how.implementation, z, maximum, others, exact=how.exact)
     # A largest class is the only one for which 1 − p would cancel.
     not_p = jnp.where(z >= maximum, others / (1 + others), 1 - p)
     return Shares(scaled, p, not_p, gap(z, maximum) - jnp.log1p(others))
 
 
 @probabilities.defjvp
-def _probabilities_jvp(shards, primals, tangents):
+def _probabilities_jvp(how, primals, tangents):
     # dlog p_j = dz_j − Σ p_i dz_i and dp_j = p_j · dlog p_j. Both are taken relative to dz at the class that holds
     # more than half of the row, if there is one, so that its own term vanishes instead of cancelling.
     z, label_z, state = primals
     z_dot, label_z_dot, _ = tangents
-    rows, label = probabilities(z, label_z, state, shards)
+    shards = how.shards
+    rows, label = probabilities(z, label_z, state, how)
     at_peak = shards.sum(jnp.sum(jnp.where(z >= state.maximum[..., None], z_dot, 0), axis=-1))
     reference = jnp.where(state.others < 1, at_peak, 0)
     relative = z_dot - reference[..., None]

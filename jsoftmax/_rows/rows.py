@@ -61,6 +61,11 @@ class Rows:
         """In which the rows are computed."""
         return compute_dtype(self.logits.dtype)
 
+    @property
+    def has_exact_differences(self) -> bool:
+        """Whether the difference of two z is a number of that dtype, unless one of them is 2^13 times the other."""
+        return self.logits.dtype.itemsize == 2 and self.transform.softcap is None and self.transform.temperature is None
+
     def z(self) -> Float[Array, "*batch classes"]:
         """The logits that enter softmax."""
         return transform_logits(self.logits, self.transform, self.shards)

@@ -24,11 +24,11 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._rows.dtypes import narrowed
-from jsoftmax._rows.exponentials import UNIT, exponentials, gap
+from jsoftmax._rows.exponentials import UNIT, gap
 from jsoftmax._rows.forms import in_form
 from jsoftmax._rows.labels import is_class, label_index, take_label
 from jsoftmax._rows.logits import Transform, transform_logits
-from jsoftmax._rows.probabilities import Shares, probabilities
+from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import RowState, row_state
 
@@ -50,7 +50,7 @@ class Config(NamedTuple):
     """What is known when the program is traced."""
 
     want: tuple[str, ...]  # fields of RowStatistics
-    implementation: str | None = None  # "cpu", "accelerator", or None: by the platform compiled for
+    implementation: str | None = None  # "cpu", "gpu", "tpu", or None: by the platform compiled for
     derivative: str = "vjp"  # "vjp", or "jvp" for every derivative mode
 
 
@@ -88,7 +88,9 @@ def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
         weight, total = rows.mean_weights(z)
         values["mean_log_prob"] = -(_weighted_gap(rows, weight, z, top) + total * state.log_total)
     if "entropy" in config.want:
-        far = _weighted_gap(rows, exponentials(z, top), z, top)
+        exact = rows.has_exact_differences
+        terms = in_form("exponentials", config.implementation, z, top, exact=exact)
+        far = _weighted_gap(rows, terms, z, top)
         values["entropy"] = state.log_total + far / (UNIT * (1 + state.others))
     if empty is not None:
         values = {name: v if name == "logsumexp" else jnp.where(empty, 0, v) for name, v in values.items()}
@@ -142,7 +144,7 @@ def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | Non
     """The cotangent of `rows`. A row whose cotangents are all 0 gets exact zeros, even if it holds NaN."""
     bars = [bar for bar in cotangent[:4] if bar is not None]
     active = functools.reduce(jnp.logical_or, [bar != 0 for bar in bars])
-    shares = _shares(rows, state)
+    shares = _shares(config, rows, state)
     slope = functools.partial(_slope, config, rows, entropy, shares, cotangent, active)
     transform_bar = Transform(may_freeze=rows.transform.may_freeze)
     if rows.transform.is_identity:
@@ -170,7 +172,7 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
         jnp.zeros_like(x) if x_dot is None and x is not None else x_dot for x, x_dot in zip(at, along, strict=True)
     ]
     _, z_dot = jax.jvp(apply, at, tuple(along))
-    shares = _shares(rows, state)
+    shares = _shares(config, rows, state)
     active = jnp.ones(state.maximum.shape, bool) if rows.active is None else rows.active
     log_p = _usable_log_p(shares[0], active)
     tangents = {}
@@ -198,9 +200,9 @@ def _differentiable(rows: Rows):
     return apply, (rows.logits, rows.transform.softcap, rows.transform.temperature)
 
 
-def _shares(rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
+def _shares(config: Config, rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
     label_z = None if rows.integer_labels is None else rows.label_z()
-    return probabilities(rows.z(), label_z, state, rows.shards)
+    return probabilities(rows.z(), label_z, state, How(rows.shards, config.implementation, rows.has_exact_differences))
 
 
 def _usable_log_p(shares: Shares, active: Array) -> Array:
@@ -216,36 +218,33 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     if b is not None and labels is not None:
         b = jnp.where(rows.is_class(rows.labels)[..., None], b, jnp.nan)
 
-    def terms(share: Shares, toward_label, weight, total):
-        slope = jnp.zeros_like(share.p)
-        if a is not None:
-            slope += a * share.p
-        if b is not None:
+    def terms(share: Shares, factor, toward_label, weight):
+        slope = jnp.zeros_like(share.p) if factor is None else factor * share.p
+        if toward_label is not None:
             slope += b * toward_label
-        if c is not None:
-            slope += c * (weight - total * share.p)
+        if weight is not None:
+            slope += c * weight
         if d is not None:
             slope -= d * share.p * jnp.where(share.p == 0, 0, share.log_p + entropy[..., None])
         return narrowed(jnp.where(active[..., None], slope, 0), dtype)
 
-    weight = total = None
+    # What multiplies p is put together first: one number a row, and one product a class.
+    factor, weight = a, None
     if c is not None:
         weight, total = rows.mean_weights(rows.z())
-        total = total[..., None]
+        factor = (0 if a is None else a) - c * total[..., None]
     if labels is None or b is None:
-        return terms(row, _toward_dense(rows, row), weight, total)
+        return terms(row, factor, None if b is None else _toward_dense(rows, row), weight)
     at_label = Shares(*(number[..., None] for number in label))
     label_weight = None if weight is None else take_label(weight, labels)
-    entry = terms(at_label, at_label.not_p, label_weight, total)
-    slope = terms(row, -row.p, weight, total)
+    entry = terms(at_label, factor, at_label.not_p, label_weight)
+    slope = terms(row, (0 if factor is None else factor) - b, None, weight)
     if rows.shards.names:  # the label may be another shard's
         entry = jnp.where(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
     return in_form("place_label", config.implementation, slope, entry, label_index(labels, slope.shape[-1]))
 
 
-def _toward_dense(rows: Rows, row: Shares) -> Array | None:
+def _toward_dense(rows: Rows, row: Shares) -> Array:
     """y_j − Y·p_j without cancellation: y_j (1 − p_j) − Σ_{i≠j} y_i · p_j."""
     y = rows.dense_labels
-    if y is None:
-        return None
     return y * row.not_p - (rows.shards.sum(jnp.sum(y, axis=-1, keepdims=True)) - y) * row.p

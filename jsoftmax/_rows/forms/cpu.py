@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jsoftmax._rows.exponentials import UNIT, exponentials
+from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exponentials as series
+from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.rows import Rows, defined
 
 FEW = 32  # classes, or lanes, that are taken one by one
@@ -27,13 +28,13 @@ def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     top = defined(maximum, empty)
     classes = rows.logits.shape[-1]
     if classes <= FEW:  # faster class by class, over all rows
-        alone = [exponentials(rows.part(k, k + 1)[..., 0], top) for k in range(classes)]
-        return maximum, _without_one(_add_in_pairs, alone) / UNIT
+        alone = [series(rows.part(k, k + 1)[..., 0], top) for k in range(classes)]
+        return maximum, _without_one(add_in_pairs, alone) / UNIT
     top = top[..., None]
     length = _lane_count(classes)
     folds = classes // length
-    lanes = _add_in_pairs([exponentials(rows.part(k * length, (k + 1) * length), top) for k in range(folds)])
-    rest = exponentials(rows.part(folds * length, classes), top)
+    lanes = add_in_pairs([series(rows.part(k * length, (k + 1) * length), top) for k in range(folds)])
+    rest = series(rows.part(folds * length, classes), top)
     sums = jnp.concatenate([lanes, rest], axis=-1)
     total = _sum_in_pairs(sums)
     # In place of argmax, which XLA for CPUs takes number by number.
@@ -42,7 +43,7 @@ def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     fold = _positions(sums, folds)
     in_lane = (lane < length) | (fold == 0)  # what did not fold stands alone
     lane_class = jnp.where(lane < length, lane + fold * length, folds * length + lane - length)
-    part = exponentials(jnp.where(in_lane, rows.at(lane_class), -jnp.inf), top)
+    part = series(jnp.where(in_lane, rows.at(lane_class), -jnp.inf), top)
     redone = _without_one(_sum_in_pairs, part)[..., None]
     others = _sum_in_pairs(jnp.where(places == lane, redone, sums))
     return maximum, jnp.where(total < 2 * UNIT, others, total - UNIT) / UNIT
@@ -70,21 +71,14 @@ def _without_one(add: Callable[[Any], Array], terms: Any) -> Array:
     return small + jnp.where(count <= UNIT, 0, (count - UNIT) - lacking)
 
 
-def _add_in_pairs(parts: list[Array]) -> Array:
-    while len(parts) > 1:
-        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
-        parts = pairs + parts[2 * len(pairs) :]
-    return parts[0]
-
-
 def _sum_in_pairs(rows: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """The sum over the last axis, along a tree."""
     while rows.shape[-1] > FEW:
         length = _lane_count(rows.shape[-1])
         folds = rows.shape[-1] // length
-        lanes = _add_in_pairs([rows[..., k * length : (k + 1) * length] for k in range(folds)])
+        lanes = add_in_pairs([rows[..., k * length : (k + 1) * length] for k in range(folds)])
         rows = jnp.concatenate([lanes, rows[..., folds * length :]], axis=-1)
-    return _add_in_pairs([rows[..., k] for k in range(rows.shape[-1])])
+    return add_in_pairs([rows[..., k] for k in range(rows.shape[-1])])
 
 
 def _positions(z: Array, size: int) -> Array:

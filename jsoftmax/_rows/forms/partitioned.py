@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._rows.exponentials import UNIT, exponentials
-from jsoftmax._rows.forms.accelerator import place_label as place_label
+from jsoftmax._rows.exponentials import UNIT, exponentials as series
+from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
+from jsoftmax._rows.forms.tpu import place_label as place_label
 from jsoftmax._rows.rows import Rows, defined
 
 
@@ -15,6 +16,6 @@ def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     maximum = jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
     top = defined(maximum, empty)[..., None]
     largest = z == top
-    smaller = jnp.sum(jnp.where(largest, 0, exponentials(z, top)), axis=-1) / UNIT
+    smaller = jnp.sum(jnp.where(largest, 0, series(z, top)), axis=-1) / UNIT
     tops = jnp.maximum(jnp.sum(largest, axis=-1, dtype=z.dtype), 1)
     return maximum, smaller + (tops - 1)

@@ -1,0 +1,86 @@
+"""For GPUs, which are bound by instructions: the hardware's exponential, and few of the costly merges of a row state.
+
+A row is cut into slices that meet class by class in a tournament. Each loser is another class than its champion, so
+that Σ e^(loser − champion) is the sum of the others, with no mask and with ties counted right. One reduction then
+merges (champion, others), of which there are as few as a slice has classes. XLA reads each logit once for all of that.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference
+from jsoftmax._rows.forms import tpu
+from jsoftmax._rows.forms.tpu import place_label as place_label
+from jsoftmax._rows.platforms import is_partitioned
+from jsoftmax._rows.rows import Rows
+
+
+def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
+    # Slices of a class axis that is split over devices would move it; and a soft cap is too costly for XLA to compute
+    # it anew for each of its uses: it would be written out.
+    if rows.transform.softcap is not None:
+        return tpu.row_state(rows, empty)
+    return lax.cond(is_partitioned(), tpu.row_state, _tournament, rows, empty)
+
+
+def _tournament(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
+    del empty
+    z, exact = rows.z(), rows.has_exact_differences
+    # As many as fit a thread's registers. With more, XLA splits the program in two that both read all logits.
+    slices = 16 if exact else 4
+    width = z.shape[-1] // slices
+
+    def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        maximum, lesser = jnp.maximum(left[0], right[0]), jnp.minimum(left[0], right[0])
+        above = jnp.where(left[0] >= right[0], left[1], right[1])
+        below = jnp.where(left[0] >= right[0], right[1], left[1])
+        return maximum, above + (1 + below / UNIT) * _below(lesser, maximum, exact)
+
+    def reduced(maximum: Array, others: Array) -> tuple[Array, Array]:
+        init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
+        return tuple(lax.reduce((maximum, others), init, merge, (z.ndim - 1,)))
+
+    tail = z[..., slices * width :]
+    of_tail = reduced(tail, jnp.zeros_like(tail))
+    if not width:
+        return of_tail[0], of_tail[1] / UNIT
+    champions, losers = [z[..., k * width : (k + 1) * width] for k in range(slices)], []
+    while len(champions) > 1:
+        one, other = champions[::2], champions[1::2]
+        losers += map(jnp.minimum, one, other)
+        champions = list(map(jnp.maximum, one, other))
+    others = add_in_pairs([_below(loser, champions[0], exact) for loser in losers])
+    state = reduced(champions[0], others)
+    maximum, others = merge(state, of_tail) if tail.shape[-1] else state
+    return maximum, others / UNIT
+
+
+def _below(loser: Array, champion: Array, exact: bool) -> Array:
+    """UNIT · e^(loser − champion), 0 for two classes of −∞."""
+    return _in_units(loser, jnp.maximum(champion, jnp.finfo(champion.dtype).min), exact)
+
+
+def exponentials(z: Array, maximum: Array, exact: bool) -> Array:
+    """UNIT · e^(z − maximum)."""
+    return _in_units(jnp.minimum(z, maximum), maximum, exact)
+
+
+def shares(z: Array, maximum: Array, others: Array, exact: bool) -> tuple[Array, Array]:
+    """UNIT · p and p: one exponential and one factor a row. No p that is a normal number is made of one that is not."""
+    share, z = 1 / (1 + others), jnp.minimum(z, maximum)
+    difference, error = exact_difference(z, maximum)
+    return _in_units(z, maximum, exact) * share, _corrected(jnp.exp(difference), error, exact) * share
+
+
+def _in_units(z: Array, maximum: Array, exact: bool) -> Array:
+    # The square of e^((z − maximum)/2), since e^(z − maximum) may not be a normal number. Not as (root · √UNIT)²: XLA
+    # would take the constants out of it, and the square of the root alone is none either.
+    difference, error = exact_difference(z, maximum)
+    root = jnp.exp(0.5 * difference)
+    return _corrected(root * UNIT * root, error, exact)
+
+
+def _corrected(power: Array, error: Array, exact: bool) -> Array:
+    # Of numbers far below, the rounding error may be NaN.
+    return power if exact else jnp.where(power == 0, 0, power + power * error)
