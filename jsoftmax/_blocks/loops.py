@@ -25,13 +25,20 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
         return _over_active(step, rows, size, active)
     count = row_count(rows)
     whole, rest = split(rows, count, size)
-    if count and count % size == 0:
-        total, last = _zeros(step, rows)[0], None
-    else:
+    total, first, last = None, None, None
+    if not count or count % size:
         total, last = step(None, rest)
-    if count < size:
-        return total, last
+        if count < size:
+            return total, last
+    else:
+        total = _zeros(step, rows)[0]
+        if jax.tree.leaves(total) and jax.default_backend() != "cpu":
+            # Zeros as large as the parameters cost more there than compiling a block twice.
+            total, first = step(None, jax.tree.map(lambda leaf: leaf[0], whole))
+            whole = jax.tree.map(lambda leaf: leaf[1:], whole)
     total, results = lax.scan(step, total, whole)
+    if first is not None:
+        results = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, results)
     return total, joined(results, last)
 
 

@@ -65,6 +65,25 @@ def test_value_and_gradients_equal_the_unblocked_loss(loss, count, derivative):
     close(scalar(blocked), scalar(loss))
 
 
+@pytest.mark.parametrize("count", [BLOCK, 3 * BLOCK, 3 * BLOCK + 1])
+def test_the_first_block_apart(count, monkeypatch):
+    """As on accelerators, where the first block's gradients start the sums in place of zeros."""
+
+    def each(params, rows):
+        return rows["weight"] * jnp.sum(jnp.tanh(rows["h"] @ params["student"]), axis=-1)
+
+    def results(transform):
+        params, rows = inputs(count)
+        params = {"student": params["student"]}
+        total, pull = jax.vjp(transform(lambda params, rows: each(params, rows).sum()), params, rows)
+        every, pull_each = jax.vjp(transform(each), params, rows)
+        return total, pull(jnp.float32(3)), every, pull_each(jnp.linspace(0.5, 2.0, count))
+
+    expected = results(lambda loss: loss)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    close(results(lambda loss: jsoftmax.blockwise(loss, block_size=BLOCK)), expected)
+
+
 def test_results_of_every_kind():
     params, rows = inputs(8)
     blocked = jsoftmax.blockwise(several, block_size=BLOCK)
