@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax._blocks.split import Tree, joined, row_count, split
+from jsoftmax._blocks.split import Tree, joined, split
 from jsoftmax._rows.shards import vary_as
 
 Step = Callable[[Any, Tree], tuple[Any, Tree]]
@@ -23,7 +23,7 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
     """The total, and the results of all rows. Rows that are not `active` give 0, most of them uncomputed."""
     if active is not None:
         return _over_active(step, rows, size, active)
-    count = row_count(rows)
+    count = _row_count(rows)
     whole, rest = split(rows, count, size)
     total, first, last = None, None, None
     if not count or count % size:
@@ -44,7 +44,7 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
 
 def _over_active(step: Step, rows: Tree, size: int, active: Array) -> tuple[Any, Tree]:
     """Active rows first, in whole blocks while there are enough of them, then in eighths of a block."""
-    count, part = row_count(rows), -(-size // PARTS)
+    count, part = _row_count(rows), -(-size // PARTS)
     order, busy = jnp.argsort(~active, stable=True), jnp.sum(active)
 
     def run(start: Any, carry: tuple[Any, Tree], size: int) -> tuple[Any, Tree]:
@@ -64,6 +64,11 @@ def _over_active(step: Step, rows: Tree, size: int, active: Array) -> tuple[Any,
         last = functools.partial(run, parts * part, size=count % part)
         carry = lax.cond(busy > parts * part, last, lambda carry: carry, carry)
     return carry
+
+
+def _row_count(rows: Tree) -> int:
+    """Beside the rows there may be scalars, which go to each block."""
+    return next(leaf.shape[0] for leaf in jax.tree.leaves(rows) if leaf.ndim)
 
 
 def _put(at: Array, results: Array, found: Array) -> Array:
