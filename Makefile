@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
 WORKERS ?= 2
+ROWS ?= 1000000
 
 # Relative on purpose: pip splits these variables at spaces, so an absolute path could break.
 # Older pips pin the build backend by the first of them, newer ones by the second.
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aot lint format docs bench lock clean
+.PHONY: help demo test test-aot fuzz lint format docs bench lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,10 @@ test: lint ## Lint, check the types and run the tests
 test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes
 	@echo "==> Compiling"
 	@$(AOT)/bin/python -m benchmarks.aot
+
+fuzz: $(VENV)/.installed ## Search for errors with a million rows of hard inputs (ROWS=…; goes on where it stopped)
+	@echo "==> Searching"
+	@PYTHONPATH=tests XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m fuzz --rows $(ROWS)
 
 lint: $(VENV)/.installed ## Run ruff and pyright
 	@echo "==> Linting"

@@ -1,6 +1,6 @@
-"""`make fuzz`: rows of every hard kind through every engine, against the oracle, in bulk. Stopped, it goes on later.
+"""Rows of every hard kind through every engine, against the oracle, in bulk. Stopped, it goes on later.
 
-    python -m tests.fuzz --rows 1000000
+    make fuzz ROWS=1000000
 
 Rows come in batches of one shape, so that a program is compiled once, and each row is of a kind of its own: confident,
 tied, dominated, huge, tiny, with holes of −∞. What was found is kept in benchmarks/results/fuzz.json: how many rows,
