@@ -1,33 +1,103 @@
 """The form of a computation that suits where it will run: known when a program is compiled, not when it is traced."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
+
+from jsoftmax._rows.shards import vary_as
 
 IMPLEMENTATIONS = ("cpu", "gpu", "tpu", "accelerator")  # the last is another name of "gpu"
+FORMS = ("cpu", "partitioned", "gpu", "tpu")
 
 
-def choose(
-    implementation: str | None, *operands: Any, cpu: Callable, partitioned: Callable, gpu: Callable, tpu: Callable
-) -> Any:
-    """One of four forms of the same function, applied to the operands.
+def choose(implementation: str | None, forms: Sequence[Callable], like: Array, *operands: Any, results: int = 1) -> Any:
+    """One of the forms of a function, in the order of `FORMS`. Each of its results has the type of `like`.
 
-    `partitioned` is for CPUs too, where XLA splits the arrays of a program over several of them: it takes no slices
-    of the class axis, which might be the one that is split.
+    "partitioned" is for CPUs too, where XLA splits the arrays of a program over several of them: it takes no slices of
+    the class axis, which might be the one that is split. No form is traced but the one that is compiled, which is why
+    nothing here can be differentiated: callers have a rule.
     """
     if implementation is not None:
-        return {"cpu": cpu, "gpu": gpu, "tpu": tpu, "accelerator": gpu}[implementation](*operands)
+        return forms[FORMS.index({"accelerator": "gpu"}.get(implementation, implementation))](*operands)
+    leaves, tree = jax.tree.flatten(operands)
+    flat = tuple(_Flat(form, tree) for form in forms)
+    out = _choice.bind(vary_as(like, *leaves), *leaves, forms=flat, results=results)
+    return out[0] if results == 1 else tuple(out)
 
-    def on_cpus(*operands: Any) -> Any:
-        return lax.cond(is_partitioned(), partitioned, cpu, *operands)
 
-    return lax.platform_dependent(*operands, cpu=on_cpus, tpu=tpu, default=gpu)
+@dataclasses.dataclass(frozen=True)
+class _Flat:
+    """A form as a function of leaves. Made of equal parts it is equal, so that JAX knows what it compiled before."""
+
+    form: Callable
+    tree: Any
+
+    def __call__(self, *leaves: Array) -> list[Array]:
+        out = self.form(*jax.tree.unflatten(self.tree, leaves))
+        return list(out) if isinstance(out, tuple) else [out]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """A form under `vmap`."""
+
+    form: Callable
+    axes: tuple[int | None, ...]
+
+    def __call__(self, *leaves: Array) -> list[Array]:
+        return jax.vmap(self.form, in_axes=self.axes)(*leaves)
+
+
+_choice = Primitive("choice_of_form")
+_choice.multiple_results = True
+_choice.def_abstract_eval(lambda like, *leaves, forms, results: [like] * results)
+
+
+@_choice.def_impl
+def _run(like: Array, *leaves: Array, forms: tuple, results: int) -> list[Array]:
+    return forms[FORMS.index(_form_on(next(iter(like.devices())).platform, False))](*leaves)
+
+
+def _form_on(platform: str, is_split: bool) -> str:
+    if platform == "cpu":
+        return "partitioned" if is_split else "cpu"
+    # Slices of a class axis that is split over devices would move it.
+    return "tpu" if platform == "tpu" or is_split else "gpu"
+
+
+def _lower_choice(platform: str) -> Callable:
+    def lower(context, like, *leaves, forms, results):
+        form = forms[FORMS.index(_form_on(platform, _is_split(context)))]
+        return mlir.lower_fun(lambda like, *leaves: form(*leaves), multiple_results=True)(context, like, *leaves)
+
+    return lower
+
+
+mlir.register_lowering(_choice, _lower_choice("gpu"))
+mlir.register_lowering(_choice, _lower_choice("cpu"), platform="cpu")
+mlir.register_lowering(_choice, _lower_choice("tpu"), platform="tpu")
+
+
+def _batch_choice(operands, axes, *, forms, results):
+    axes = tuple(axis if isinstance(axis, int) else None for axis in axes)
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    like = operands[0]
+    like = jnp.broadcast_to(like, (size, *like.shape)) if axes[0] is None else jnp.moveaxis(like, axes[0], 0)
+    mapped = tuple(_Mapped(form, axes[1:]) for form in forms)
+    if all(axis is None for axis in axes[1:]):
+        mapped = forms
+    return _choice.bind(like, *operands[1:], forms=mapped, results=results), [0] * results
+
+
+batching.primitive_batchers[_choice] = _batch_choice
 
 
 def is_partitioned() -> Array:
@@ -41,12 +111,10 @@ def is_partitioned() -> Array:
 _is_partitioned = Primitive("is_partitioned")
 _is_partitioned.def_impl(lambda: jnp.zeros((), bool))
 _is_partitioned.def_abstract_eval(lambda: ShapedArray((), np.dtype(bool)))
+mlir.register_lowering(_is_partitioned, lambda context: [mlir.ir_constant(np.array(_is_split(context)))])
 
 
-def _lower(context):
+def _is_split(context) -> bool:
     # Of the contexts, only that of `jit` has a number of devices; in that of `shard_map` a program is one device's.
     devices = getattr(context.module_context.axis_context, "num_devices", 1)
-    return [mlir.ir_constant(np.array(devices is not None and devices > 1))]
-
-
-mlir.register_lowering(_is_partitioned, _lower)
+    return devices is not None and devices > 1

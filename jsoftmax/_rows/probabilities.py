@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, gap
-from jsoftmax._rows.forms import in_form
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.state import RowState, row_state
@@ -49,7 +49,7 @@ def row_shares(rows: Rows, implementation: str | None = None) -> Shares:
 
 def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
     del logsumexp
-    scaled, p = in_form("shares", how.implementation, z, maximum, others, exact=how.exact)
+    scaled, p = forms.shares(z, maximum, others, how.exact, how.implementation)
     # A largest class is the only one for which 1 − p would cancel.
     not_p = jnp.where(z >= maximum, others / (1 + others), 1 - p)
     return Shares(scaled, p, not_p, gap(z, maximum) - jnp.log1p(others))

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float, Integer
 
-from jsoftmax._rows.dtypes import compute_dtype, widened_part
+from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.labels import is_class, label_index
 from jsoftmax._rows.logits import Transform, transform_logits
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
@@ -74,15 +74,6 @@ class Rows:
         """Rows whose classes are all masked by `where`; None without a mask."""
         where = self._where()
         return None if where is None else ~self.shards.any(jnp.any(where, axis=-1))
-
-    def part(self, start: int, stop: int) -> Float[Array, "*batch part"]:
-        """z of the classes from `start` to `stop`, without computing the others."""
-        if self.transform.may_freeze:  # needs the row's maximum
-            return lax.slice_in_dim(self.z(), start, stop, axis=-1)
-        where = self._where()
-        mask = None if where is None else lax.slice_in_dim(where, start, stop, axis=-1)
-        part = widened_part(self.logits, start, stop)
-        return transform_logits(part, dataclasses.replace(self.transform, where=mask), self.shards)
 
     def at(self, classes: Integer[Array, "*batch some"]) -> Float[Array, "*batch some"]:
         """z of some classes of each row, (*batch, any number), without computing the others."""

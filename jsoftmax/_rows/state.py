@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, exponentials
-from jsoftmax._rows.forms import in_form
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.shards import ClassShards
 
@@ -38,9 +38,10 @@ def row_state(rows: Rows, implementation: str | None) -> RowState:
     A constant to derivatives: those of `probabilities` account for it.
     """
     rows, empty = lax.stop_gradient(rows), rows.empty()
-    maximum, others = in_form("row_state", implementation, rows, empty)
+    maximum, others = forms.row_state(rows, empty, implementation)
     if rows.shards.names:
         maximum, others = _merged_state(rows.shards, maximum, others)
+    others = others / UNIT
     top = defined(maximum, empty)
     logsumexp = jnp.where(jnp.isinf(maximum), maximum, top + jnp.log1p(others))
     return RowState(top, others, logsumexp)
@@ -55,9 +56,10 @@ def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[A
     top = shards.max(jnp.where(is_nan, -jnp.inf, maximum))
     at_top = maximum == top
     finite = jnp.where(jnp.isinf(top), 0, top)
-    below = (1 + others) * (exponentials(maximum, finite) / UNIT)
+    # In units throughout: what is a normal number on all shards together may be none on each.
+    below = (1 + others / UNIT) * exponentials(maximum, finite)
     share = jnp.where(none_here, 0, jnp.where(at_top, others, below))
     # The largest of several numbers may overlook a NaN; a sum does not.
     some_nan, tops, others = shards.sum((is_nan.astype(top.dtype), at_top.astype(top.dtype), share))
-    others = jnp.where(jnp.isneginf(top), 0, others + (tops - 1))
+    others = jnp.where(jnp.isneginf(top), 0, others + (tops - 1) * UNIT)
     return jnp.where(some_nan > 0, jnp.nan, top), others

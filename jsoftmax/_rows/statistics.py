@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
-from jsoftmax._rows.forms import in_form
 from jsoftmax._rows.labels import is_class, label_index, take_label
 from jsoftmax._rows.logits import Transform, transform_logits
 from jsoftmax._rows.probabilities import How, Shares, probabilities
@@ -88,8 +88,7 @@ def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
         weight, total = rows.mean_weights(z)
         values["mean_log_prob"] = -(_weighted_gap(rows, weight, z, top) + total * state.log_total)
     if "entropy" in config.want:
-        exact = rows.has_exact_differences
-        terms = in_form("exponentials", config.implementation, z, top, exact=exact)
+        terms = forms.exponentials(z, top, rows.has_exact_differences, config.implementation)
         far = _weighted_gap(rows, terms, z, top)
         values["entropy"] = state.log_total + far / (UNIT * (1 + state.others))
     if empty is not None:
@@ -241,7 +240,7 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     slope = terms(row, (0 if factor is None else factor) - b, None, weight)
     if rows.shards.names:  # the label may be another shard's
         entry = jnp.where(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
-    return in_form("place_label", config.implementation, slope, entry, label_index(labels, slope.shape[-1]))
+    return forms.place_label(slope, entry, label_index(labels, slope.shape[-1]), config.implementation)
 
 
 def _toward_dense(rows: Rows, row: Shares) -> Array:

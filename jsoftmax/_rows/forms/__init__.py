@@ -1,23 +1,63 @@
 """What is computed in another way on another machine, in the same functions a file:
 
-    row_state(rows, empty)              the largest logit of each row, and the sum of the other exponentials
-    exponentials(z, maximum, exact)     UNIT · e^(z − maximum); `exact` as `Rows.has_exact_differences`
-    shares(z, maximum, others, exact)   the probabilities, in units and as they are
-    place_label(rows, entries, index)   rows with the entries at their labels set
+    row_state(rows, empty, exact, capped)   the largest logit of each row, and UNIT times the others' exponentials' sum
+    exponentials(z, maximum, exact)         UNIT · e^(z − maximum)
+    shares(z, maximum, others, exact)       the probabilities, in units and as they are
+    place_label(rows, entries, index)       rows with the entries at their labels set
 
-Another form is another file and a line below. Each is the worst choice on the others' machine (docs/architecture.md).
+`exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap. Another form is another file and a name
+below. Each is the worst choice on the others' machine (docs/architecture.md).
+The functions here take the form that suits the machine that the program is compiled for, or the one that is named.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax import Array
+
 from jsoftmax._rows.forms import cpu, gpu, partitioned, tpu
-from jsoftmax._rows.platforms import choose
+from jsoftmax._rows.platforms import FORMS, choose
+from jsoftmax._rows.rows import Rows
 
-FORMS = {"cpu": cpu, "partitioned": partitioned, "gpu": gpu, "tpu": tpu}
+FILES = {"cpu": cpu, "partitioned": partitioned, "gpu": gpu, "tpu": tpu}
 
 
-def in_form(function: str, implementation: str | None, *operands: Any, **known: Any) -> Any:
-    """`function` of the form that suits the machine that the program is compiled for, or of the one that is named."""
-    forms = {name: functools.partial(getattr(form, function), **known) for name, form in FORMS.items()}
-    return choose(implementation, *operands, **forms)
+@functools.cache
+def _forms(function: str, *known: Any) -> list[Callable]:
+    """`function` of each form, its last arguments given. The same objects each time, by which JAX knows a program."""
+
+    def of(form: str) -> Callable:
+        bare = getattr(FILES[form], function)
+        return lambda *operands: bare(*operands, *known)
+
+    return [of(form) for form in FORMS]
+
+
+def row_state(rows: Rows, empty: Array | None, implementation: str | None) -> tuple[Array, Array]:
+    # What acts on the logits may sum over shards, which only a program that is traced can; and it fuses.
+    bare = Rows(rows.logits if rows.transform.is_identity else rows.z())
+    like = jnp.sum(bare.logits[..., :0], axis=-1, dtype=rows.dtype)
+    forms = _forms("row_state", rows.has_exact_differences, rows.transform.softcap is not None)
+    return choose(implementation, forms, like, bare, empty, results=2)
+
+
+def exponentials(z: Array, maximum: Array, exact: bool, implementation: str | None) -> Array:
+    return choose(implementation, _forms("exponentials", exact), z, z, maximum)
+
+
+def shares(z: Array, maximum: Array, others: Array, exact: bool, implementation: str | None) -> tuple[Array, Array]:
+    return choose(implementation, _forms("shares", exact), z, z, maximum, others, results=2)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def place_label(rows: Array, entries: Array, index: Array, implementation: str | None) -> Array:
+    return choose(implementation, _forms("place_label"), rows, rows, entries, index)
+
+
+@place_label.defjvp
+def _place_label_jvp(implementation, primals, tangents):
+    rows_dot, entries_dot, _ = tangents
+    return place_label(*primals, implementation), tpu.place_label(rows_dot, entries_dot, primals[2])

@@ -12,21 +12,14 @@ from jax import Array, lax
 from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference
 from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.tpu import place_label as place_label
-from jsoftmax._rows.platforms import is_partitioned
 from jsoftmax._rows.rows import Rows
 
 
-def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
-    # Slices of a class axis that is split over devices would move it; and a soft cap is too costly for XLA to compute
-    # it anew for each of its uses: it would be written out.
-    if rows.transform.softcap is not None:
-        return tpu.row_state(rows, empty)
-    return lax.cond(is_partitioned(), tpu.row_state, _tournament, rows, empty)
-
-
-def _tournament(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
-    del empty
-    z, exact = rows.z(), rows.has_exact_differences
+def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
+    # A soft cap is too costly for XLA to compute it anew for each of its uses: it would be written out.
+    if capped:
+        return tpu.row_state(rows, empty, exact, capped)
+    z = rows.z()
     # As many as fit a thread's registers. With more, XLA splits the program in two that both read all logits.
     slices = 16 if exact else 4
     width = z.shape[-1] // slices
@@ -44,7 +37,7 @@ def _tournament(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
     tail = z[..., slices * width :]
     of_tail = reduced(tail, jnp.zeros_like(tail))
     if not width:
-        return of_tail[0], of_tail[1] / UNIT
+        return of_tail
     champions, losers = [z[..., k * width : (k + 1) * width] for k in range(slices)], []
     while len(champions) > 1:
         one, other = champions[::2], champions[1::2]
@@ -52,8 +45,7 @@ def _tournament(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
         champions = list(map(jnp.maximum, one, other))
     others = add_in_pairs([_below(loser, champions[0], exact) for loser in losers])
     state = reduced(champions[0], others)
-    maximum, others = merge(state, of_tail) if tail.shape[-1] else state
-    return maximum, others / UNIT
+    return merge(state, of_tail) if tail.shape[-1] else state
 
 
 def _below(loser: Array, champion: Array, exact: bool) -> Array:

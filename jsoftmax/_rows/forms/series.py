@@ -13,5 +13,5 @@ def exponentials(z: Array, maximum: Array, exact: bool) -> Array:
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool) -> tuple[Array, Array]:
     """UNIT · p and p."""
-    scaled = exponentials(z, maximum, exact) / (1 + others)
+    scaled = exponentials(z, maximum, exact) * (1 / (1 + others))  # one division a row
     return scaled, scaled / UNIT

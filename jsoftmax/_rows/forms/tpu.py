@@ -9,13 +9,13 @@ from jsoftmax._rows.forms.series import exponentials as exponentials, shares as 
 from jsoftmax._rows.rows import Rows
 
 
-def row_state(rows: Rows, empty: Array | None) -> tuple[Array, Array]:
+def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
     """One pass, reading each logit once. (m, s) merges associatively."""
-    del empty
+    del empty, exact, capped
     z = rows.z()
     init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
     maximum, others = lax.reduce((z, jnp.zeros_like(z)), init, merge, (z.ndim - 1,))
-    return maximum, jnp.where(jnp.isposinf(maximum), jnp.nan, others / UNIT)
+    return maximum, jnp.where(jnp.isposinf(maximum), jnp.nan, others)
 
 
 def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
