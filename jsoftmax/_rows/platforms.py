@@ -23,7 +23,7 @@ def choose(implementation: str | None, forms: Sequence[Callable], like: Array, *
 
     "partitioned" is for CPUs too, where XLA splits the arrays of a program over several of them: it takes no slices of
     the class axis, which might be the one that is split. No form is traced but the one that is compiled, which is why
-    nothing here can be differentiated: callers have a rule.
+    nothing here can be differentiated: callers have a rule. The operands' first axes are rows, so that `vmap` adds one.
     """
     if implementation is not None:
         return forms[FORMS.index({"accelerator": "gpu"}.get(implementation, implementation))](*operands)
@@ -43,17 +43,6 @@ class _Flat:
     def __call__(self, *leaves: Array) -> list[Array]:
         out = self.form(*jax.tree.unflatten(self.tree, leaves))
         return list(out) if isinstance(out, tuple) else [out]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mapped:
-    """A form under `vmap`."""
-
-    form: Callable
-    axes: tuple[int | None, ...]
-
-    def __call__(self, *leaves: Array) -> list[Array]:
-        return jax.vmap(self.form, in_axes=self.axes)(*leaves)
 
 
 _choice = Primitive("choice_of_form")
@@ -86,15 +75,15 @@ mlir.register_lowering(_choice, _lower_choice("cpu"), platform="cpu")
 mlir.register_lowering(_choice, _lower_choice("tpu"), platform="tpu")
 
 
-def _batch_choice(operands, axes, *, forms, results):
-    axes = tuple(axis if isinstance(axis, int) else None for axis in axes)
-    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
-    like = operands[0]
-    like = jnp.broadcast_to(like, (size, *like.shape)) if axes[0] is None else jnp.moveaxis(like, axes[0], 0)
-    mapped = tuple(_Mapped(form, axes[1:]) for form in forms)
-    if all(axis is None for axis in axes[1:]):
-        mapped = forms
-    return _choice.bind(like, *operands[1:], forms=mapped, results=results), [0] * results
+def _batch_choice(operands, axes, **parameters):
+    # Leading axes are rows, to every form.
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if isinstance(axis, int))
+
+    def first(x: Array, axis: int | None) -> Array:
+        return jnp.moveaxis(x, axis, 0) if isinstance(axis, int) else jnp.broadcast_to(x, (size, *x.shape))
+
+    out = _choice.bind(*map(first, operands, axes), **parameters)
+    return out, [0] * len(out)
 
 
 batching.primitive_batchers[_choice] = _batch_choice

@@ -9,15 +9,18 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from jsoftmax._rows.exponentials import UNIT, exponentials as series
+from jsoftmax._rows.exponentials import UNIT, exact_difference, exponentials as series
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.rows import Rows, defined
 
 # A largest class counts as one unit even if compilers rounded its logit in two ways, where it was computed twice.
 ONE = UNIT * (1 - 2.0**-10)
 FEW = 64  # classes, which are one block
+HAS_LIBRARY = jax.__version_info__ >= (0, 10)
+LIBRARY_SIZE = 2**13  # numbers in an array, from which its sums are the library's
 
 
 def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
@@ -45,13 +48,13 @@ def _block_count(classes: int) -> int:
 def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
     """The sum of each row, and that of the terms less than a unit if only one is not."""
     if blocks == 1:
-        return jnp.sum(terms, axis=-1), _sum_below_one(terms)
+        return _sum(terms), _sum_below_one(terms)
     flat = terms.reshape(-1, terms.shape[-1])
     length = flat.shape[-1] // blocks
-    sums = jnp.sum(flat.reshape(-1, blocks, length), axis=-1)
+    sums = _sum(flat.reshape(-1, blocks, length))
     large = sums > ONE
     # Of the sums as they are, XLA would make a sum of all terms, once more.
-    total = _sum_below_one(sums) + jnp.sum(jnp.where(large, sums, 0), axis=-1)
+    total = _sum_below_one(sums) + _sum(jnp.where(large, sums, 0))
     # If there is one such block; if there are several, `smaller` is not asked for.
     which = jnp.sum(jnp.where(large, lax.broadcasted_iota(terms.dtype, large.shape, 1), 0), axis=-1).astype(jnp.int32)
     block = jax.vmap(lambda row, at: lax.dynamic_slice_in_dim(row, at * length, length))(flat, which)
@@ -60,7 +63,25 @@ def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
 
 
 def _sum_below_one(terms: Array) -> Array:
-    return jnp.sum(jnp.where(terms > ONE, 0, terms), axis=-1)
+    return _sum(jnp.where(terms > ONE, 0, terms))
+
+
+def _sum(terms: Array) -> Array:
+    """The sum over the last axis, right to about two ulps even for many equal terms.
+
+    The library adds along a tree, but is not asked for small arrays, nor before JAX 0.10. XLA itself adds up to 32
+    terms one after another, with a bias if they are equal: there, what each addition rounds off is carried along.
+    """
+    if terms.size >= LIBRARY_SIZE and (HAS_LIBRARY or terms.shape[-1] > 32):
+        return jnp.sum(terms, axis=-1)
+    zero = np.zeros((), terms.dtype)
+    total, rest = lax.reduce((terms, jnp.zeros_like(terms)), (zero, zero), _add, (terms.ndim - 1,))
+    return total + rest
+
+
+def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+    total, rounded_off = exact_difference(left[0], -right[0])
+    return total, left[1] + right[1] + rounded_off
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
