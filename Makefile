@@ -30,7 +30,7 @@ test: lint ## Lint, check the types and run the tests
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes
+test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes and instructions
 	@echo "==> Compiling"
 	@$(AOT)/bin/python -m benchmarks.aot
 
@@ -87,7 +87,7 @@ $(AOT)/.installed: $(VENV)/.created
 	@$(BIN)/python -m venv $(AOT)
 	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq jax==0.10.2 'libtpu==0.0.42.*' absl-py jaxtyping optax
 	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq --no-deps \
-		jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2
+		jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2 nvidia-cuda-nvcc==13.0.88 nvidia-cuda-nvdisasm==13.5.37
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt

@@ -102,8 +102,10 @@ def disagreements(one: list[Row], other: list[Row], clear: float = 1.1) -> list[
 
 def ahead_of_time() -> str:
     """What `make test-aot` found."""
-    lines = [f"{'':<68}{'temps GB':>10}{'moved GB':>10}"]
+    lines = [f"{'':<64}{'temps GB':>9}{'moved GB':>9}  instructions"]
     for row in json.loads((RESULTS / "aot.json").read_text(encoding="utf-8"))["rows"]:
         name = f"{row['work']}, {row['target']}"
-        lines.append(f"{name:<68}{row['temp_bytes'] / 1e9:>10.2f}{row['moved_bytes'] / 1e9:>10.1f}")
+        instructions = "  " + " + ".join(f"{number:.0f}" for number in row.get("instructions", ()))
+        sizes = f"{row['temp_bytes'] / 1e9:>9.2f}{row['moved_bytes'] / 1e9:>9.1f}"
+        lines.append(f"{name:<64}{sizes}{instructions}".rstrip())
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import aot, figures, growth, harness, peers, report
+from benchmarks import aot, figures, growth, harness, peers, report, sass
 from benchmarks.__main__ import SUBJECTS
 from jsoftmax import __main__ as command
 from jsoftmax._commands import bench
@@ -173,3 +173,25 @@ def test_stored_counts_are_within_their_bounds():
         work = aot.WORKS[found["work"]]
         assert found["temp_bytes"] <= work.most_temp
         assert found["moved_bytes"] <= work.most_moved
+        if "H200" in found["target"]:
+            for number, most in zip(found["instructions"], work.most_instructions, strict=True):
+                assert number <= most
+
+
+LISTING = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   @!P0 FADD R4, R2, R3 ;
+.L_x_0:
+        /*0020*/                   FMUL R4, R4, R4 ;
+        /*0030*/                   NOP ;
+        /*0040*/                   @P1 BRA `(%s) ;
+        /*0050*/                   EXIT ;
+.L_x_1:
+        /*0060*/                   BRA `(.L_x_1);
+"""
+
+
+@pytest.mark.parametrize(("target", "loops"), [(".L_x_0", True), (".L_x_1", False)])
+def test_instructions_of_a_listing(target, loops):
+    """Six that do something; a branch back is a loop, but not the one that ends every kernel."""
+    assert sass.counted(LISTING % target) == (6, loops)
