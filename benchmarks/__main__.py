@@ -1,10 +1,11 @@
 """`python -m benchmarks [--quick] [subject …]`: measure, print tables, keep and draw them in benchmarks/results."""
 
 import argparse
+import sys
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import activations, attention, cross_entropy, growth, linear, skipping, small
+from benchmarks import activations, attention, cross_entropy, gpu, growth, linear, skipping, small
 from benchmarks.figures import draw
 from benchmarks.harness import RESULTS, load, results_name, save, table
 from benchmarks.peers import absent
@@ -22,11 +23,13 @@ SUBJECTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, []], help="all, if none is named")
+    parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, "gpu", []], help="all but gpu, if none is named")
     parser.add_argument(
         "--quick", action="store_true", help="the first shape of each subject, fewer turns; keeps nothing"
     )
     arguments = parser.parse_args()
+    if "gpu" in arguments.subjects:
+        sys.exit(gpu.main(arguments.quick))
     names = arguments.subjects or list(SUBJECTS)
     rows = []
     done, doing = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}")

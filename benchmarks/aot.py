@@ -75,8 +75,8 @@ WORKS = {
     f"cross-entropy {ROWS}×{DENSE} bfloat16": _dense(ROWS, DENSE, "bfloat16"),
     f"cross-entropy {ROWS}×{DENSE} float32": _dense(ROWS, DENSE, "float32"),
     f"cross-entropy {BLOCK}×{LINEAR} float32": _dense(BLOCK, LINEAR, "float32"),  # has been split
-    # Temporary: the kernel's gradient in float32, a block's gradient, and the features' gradient twice. Moved by each of
-    # four blocks: the kernel twice, its gradient in (but for the first) and out, the logits of the block five times.
+    # Temporary: the kernel's gradient in float32, a block's gradient, and the features' gradient twice. Moved by each
+    # of four blocks: the kernel twice, its gradient in (but for the first) and out, the logits of the block five times.
     # Instructions: the first block, the others, the features' gradients put together, the kernel's gradient rounded.
     f"linear cross-entropy {ROWS}×{WIDTH}×{LINEAR} bfloat16": Work(
         jsoftmax.linear_softmax_cross_entropy,

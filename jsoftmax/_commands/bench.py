@@ -181,7 +181,7 @@ def linear(
 
     losses = {"unfused optax": unfused, "jsoftmax": jsoftmax.linear_softmax_cross_entropy, **(peers or {})}
     functions = {name: jax.value_and_grad(loss, (0, 1)) for name, loss in losses.items()}
-    functions["three products"] = lambda x, kernel, labels: _products(x, kernel)
+    functions["three products"] = lambda x, kernel, labels: three_products(x, kernel)
     programs = {name: compiled(function, (x, kernel, labels)) for name, function in functions.items()}
     return measure(
         "linear cross-entropy, value and both gradients",
@@ -195,7 +195,7 @@ def linear(
     )
 
 
-def _products(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def three_products(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The least that value and gradients multiply, with the logits in the place of their own gradient."""
     logits = x @ kernel
     return logits @ kernel.T, x.T @ logits

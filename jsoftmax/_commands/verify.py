@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -93,9 +93,9 @@ def cases() -> list[Case]:
     ]
 
 
-def verify() -> Iterator[Result]:
-    """Each loss, dtype and derivative mode, on one device of each kind."""
-    platforms = {device.platform for device in jax.devices()} | {"cpu"}
+def verify(platforms: Collection[str] = ()) -> Iterator[Result]:
+    """Each loss, dtype and derivative mode, on one device of each kind, of the platforms named or of all."""
+    platforms = platforms or {device.platform for device in jax.devices()} | {"cpu"}
     devices = [device for platform in sorted(platforms) for device in jax.local_devices(backend=platform)]
     for device in {device.device_kind: device for device in devices}.values():
         # TPUs have no float64.

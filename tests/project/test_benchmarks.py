@@ -5,10 +5,12 @@ import math
 import sys
 
 import numpy as np
+import optax
 import pytest
 
-from benchmarks import aot, figures, growth, harness, peers, report, sass
-from benchmarks.__main__ import SUBJECTS
+import jsoftmax
+from benchmarks import aot, figures, gpu, growth, harness, peers, report, sass
+from benchmarks.__main__ import SUBJECTS, main as benchmark
 from jsoftmax import __main__ as command
 from jsoftmax._commands import bench
 from jsoftmax._commands.bench import Program, Row
@@ -109,6 +111,33 @@ def test_command_needs_sizes(monkeypatch, capsys):
 def test_every_subject_can_run():
     assert all(callable(module.run) for module in SUBJECTS.values())
     assert set(peers.absent()) <= set(peers.OPTIONAL.values())
+
+
+def test_script_for_a_gpu(monkeypatch, capsys, tmp_path):
+    """Small, and on whatever device is here: every part has results, and those that can be wrong are right."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--quick"])
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        benchmark()
+    assert ended.value.code == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["ulps"], r["gap"]) for r in found if "ulps" in r] == [
+        (dtype, gap) for dtype in ("float32", "bfloat16", "float16") for gap in gpu.GAPS
+    ]
+    programs = {r["program"] for r in found if "program" in r}
+    assert {"jsoftmax", "optax", "jax.nn", "limit", "jsoftmax, blocks of 4"} <= programs
+    assert any("copy TB/s" in r for r in found)
+    assert found[-2]["gradients verified"] == gpu.QUICK.verified
+    assert "_verified" in found[-1]["part"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_script_for_a_gpu_sees_a_wrong_loss(monkeypatch):
+    usual = optax.softmax_cross_entropy_with_integer_labels
+    monkeypatch.setattr(jsoftmax, "softmax_cross_entropy_with_integer_labels", usual)
+    by_gap = {r["gap"]: r["ok"] for r in gpu._errors(gpu.QUICK) if r["ulps"] == "float32"}
+    assert by_gap[0]
+    assert not by_gap[20]
 
 
 PROGRAM = """
