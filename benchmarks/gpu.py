@@ -55,7 +55,7 @@ FULL = Size(
     {"repeats": 20, "max_seconds": 8.0},
 )
 QUICK = Size(
-    2**20, 64, (67,), 4, ((16, 67, "bfloat16"),), (16, 8, 67, "float32"), (4, 8), {"repeats": 2, "max_seconds": 1.0}
+    2**20, 64, (67,), 2, ((16, 67, "bfloat16"),), (16, 8, 67, "float32"), (4,), {"repeats": 2, "max_seconds": 1.0}
 )
 
 

@@ -136,8 +136,7 @@ def test_script_for_a_gpu_sees_a_wrong_loss(monkeypatch):
     usual = optax.softmax_cross_entropy_with_integer_labels
     monkeypatch.setattr(jsoftmax, "softmax_cross_entropy_with_integer_labels", usual)
     by_gap = {r["gap"]: r["ok"] for r in gpu._errors(gpu.QUICK) if r["ulps"] == "float32"}
-    assert by_gap[0]
-    assert not by_gap[20]
+    assert not any(ok for gap, ok in by_gap.items() if gap >= 10)
 
 
 PROGRAM = """
