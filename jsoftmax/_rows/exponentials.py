@@ -55,7 +55,7 @@ class _Format(NamedTuple):
 
 
 @functools.cache
-def _format(dtype: np.dtype) -> _Format:
+def number_format(dtype: np.dtype) -> _Format:
     info = jnp.finfo(dtype)
     least = int(info.minexp) - UNIT_EXPONENT
     kept = 2.0 ** (info.nmant - least.bit_length())
@@ -77,7 +77,7 @@ def _format(dtype: np.dtype) -> _Format:
 @functools.partial(jax.jit, inline=True)  # traced once, though it may stand in a program a hundred times
 def exponentials(z: Array, maximum: Array) -> Array:
     """UNIT · e^(z − maximum) for z ≤ maximum; exactly UNIT at the maximum, 0 where the product would be subnormal."""
-    form = _format(z.dtype)
+    form = number_format(z.dtype)
     # Of −∞ the rounding error is NaN, and of numbers far below, 2ⁿ is no exponent; `where` takes neither.
     difference, error = exact_difference(jnp.minimum(z, maximum), maximum)
     n = lax.round(difference * (1 / math.log(2)), lax.RoundingMethod.TO_NEAREST_EVEN)

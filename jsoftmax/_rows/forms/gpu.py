@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference
+from jsoftmax._rows.exponentials import UNIT, UNIT_EXPONENT, add_in_pairs, exact_difference, number_format
 from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.tpu import place_label as place_label
 from jsoftmax._rows.rows import Rows
@@ -66,11 +66,13 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool) -> tuple[Array,
 
 
 def _in_units(z: Array, maximum: Array, exact: bool) -> Array:
-    # The square of e^((z − maximum)/2), since e^(z − maximum) may not be a normal number. Not as (root · √UNIT)²: XLA
-    # would take the constants out of it, and the square of the root alone is none either.
+    # The square of e^((z − maximum)/2), since e^(z − maximum) may not be a normal number. The unit goes into the bits
+    # of one factor's exponent: XLA would move a constant out of the square, which is no normal number then.
     difference, error = exact_difference(z, maximum)
     root = jnp.exp(0.5 * difference)
-    return _corrected(root * UNIT * root, error, exact)
+    form = number_format(z.dtype)
+    bits = lax.bitcast_convert_type(root, form.integers) + (UNIT_EXPONENT << form.mantissa)
+    return _corrected(lax.bitcast_convert_type(bits, z.dtype) * root, error, exact)
 
 
 def _corrected(power: Array, error: Array, exact: bool) -> Array:
