@@ -10,6 +10,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from jsoftmax._rows.varying import cond
+
 IMPLEMENTATIONS = ("cpu", "accelerator")
 
 
@@ -25,7 +27,7 @@ def choose(
         return {"cpu": cpu, "accelerator": accelerator}[implementation](*operands)
 
     def on_cpus(*operands: Any) -> Any:
-        return lax.cond(is_partitioned(), partitioned, cpu, *operands)
+        return cond(is_partitioned(), partitioned, cpu, *operands)
 
     return lax.platform_dependent(*operands, cpu=on_cpus, default=accelerator)
 
