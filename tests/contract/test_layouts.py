@@ -4,8 +4,11 @@ A table of functions and one of layouts; each pair is a cell, in which the resul
 The cells of a layout share programs, compiled in a hurry.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +16,14 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jsoftmax
 from jsoftmax import categorical
 
 ROWS, CLASSES, FEATURES = 8, 12, 4
-AXES = {"n": "data", "v": "model", ".": None}  # what a dimension holds, and the mesh axis that may split it
+# What a dimension holds (rows, one thing for each device's rows, classes, neither), and the mesh axis that may split it.
+AXES = {"n": "data", "p": "data", "v": "model", ".": None}
 
 
 def normal(number, *shape):
@@ -63,6 +67,7 @@ ARRAYS: dict[str, tuple[str, Any]] = {
     "keys": ("n...", normal(13, ROWS, 5, 1, 3)),
     "values": ("n...", normal(14, ROWS, 5, 1, 3)),
     "key": ("", jax.random.key(15)),
+    "part_keys": ("p", jax.random.split(jax.random.key(18), 2)),  # one for each part of the rows
     "adaptive": ("", ADAPTIVE.init(jax.random.key(16))),
     "tree": ("", TREE),
     "table": ("..", normal(17, FEATURES, CLASSES)),  # a kernel that no layout splits
@@ -134,6 +139,9 @@ def linear(reduction):
     def with_options(p, **split):
         return call(p, ("weights", "bias", *OPTIONS), **split)
 
+    def in_every_mode(p, **split):
+        return call(p, ("weights",), derivative="jvp", **split)
+
     out, name = "n" if reduction == "none" else "", f"linear_softmax_cross_entropy, {reduction}"
     takes = "features kernel labels"
     return {
@@ -185,9 +193,8 @@ def in_blocks(loss, weights="given", derivative="vjp"):
 
 
 def sampled(p, **more):
-    return jsoftmax.sampled_softmax_cross_entropy(
-        p["features"], p["table"], p["labels"], p["key"], num_sampled=5, **more
-    )
+    arguments = (p["features"], p["table"], p["labels"], p["part_keys"][0])
+    return jsoftmax.sampled_softmax_cross_entropy(*arguments, num_sampled=5, **more)
 
 
 def draws(p):
@@ -308,7 +315,9 @@ CASES: dict[str, Case] = {
         lambda p: categorical.filter_classes(p["logits"], top_k=5, top_p=0.9), "logits", "nv", **KEYED
     ),
     "categorical.sample": Case(
-        lambda p: categorical.sample(p["key"], p["logits"], top_k=5, top_p=0.9, min_p=0.01), "logits key", **KEYED
+        lambda p: categorical.sample(p["part_keys"][0], p["logits"], top_k=5, top_p=0.9, min_p=0.01),
+        "logits part_keys",
+        **KEYED,
     ),
     "categorical.sample_without_replacement": Case(
         lambda p: categorical.sample_without_replacement(p["key"], p["logits"], 3), "logits key", "n.", **KEYED
@@ -337,10 +346,10 @@ CASES: dict[str, Case] = {
     "dot_product_attention, blockwise, jvp": attention(
         implementation="blockwise", block_size=2, is_causal=True, derivative="jvp"
     ),
-    "sampled_softmax_cross_entropy": Case(sampled, "features table labels key"),
+    "sampled_softmax_cross_entropy": Case(sampled, "features table labels part_keys"),
     "sampled_softmax_cross_entropy, options": Case(
         lambda p: sampled(p, **chosen(p, (*LOGIT_OPTIONS, "z_loss")), derivative="jvp"),
-        "features table labels key temperature softcap z_loss",
+        "features table labels part_keys temperature softcap z_loss",
     ),
     "Sampler": Case(draws, "labels key", "n", **KEYED),
     "in_batch_softmax_cross_entropy": Case(
@@ -427,10 +436,6 @@ def with_gradients(case, evaluate):
     return both
 
 
-def on_one_device(case):
-    return with_gradients(case, evaluation(case))
-
-
 MESH_SHAPE = (2, 2)
 
 
@@ -443,34 +448,111 @@ def spec_of(dims, splits):
 
 
 def specs(names, splits):
-    return {name: jax.tree.map(lambda _: spec_of(ARRAYS[name][0], splits), ARRAYS[name][1]) for name in names}
+    return {name: spec_of(ARRAYS[name][0], splits) for name in names}  # of all leaves, where it is a tree
 
 
-# One device: each transformation of (floats, rest) to (results, gradients), for two sets of floats at once or for one.
+HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+compiled = functools.partial(jax.jit, compiler_options=HURRY)
 
 
-def stacked(floats):
-    return jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), floats)
+@functools.cache
+def reference(name):
+    return compiled(with_gradients(CASES[name], evaluation(CASES[name])))
 
 
-def under_vmap(case):
-    return jax.vmap(on_one_device(case), in_axes=(0, None))
+@functools.cache
+def expected(name, parts=1, factor=1.0):
+    """Results and gradients on one device, of each part of the rows alone."""
+    case, found = CASES[name], []
+    for number in range(parts):
+        floats, rest = ({n: part_of(n, a, number, parts) for n, a in given.items()} for given in inputs(case))
+        found.append(reference(name)(jax.tree.map(lambda leaf: factor * leaf, floats), rest))
+    if parts == 1:
+        return found[0]
+    join = jnp.concatenate if "n" in case.out else jnp.stack
+    results = jax.tree.map(lambda *leaves: join(leaves), *(results for results, _ in found))
+
+    def joined(name, *gradients):
+        together = jnp.concatenate if "n" in ARRAYS[name][0] else sum
+        return jax.tree.map(lambda *leaves: together(leaves), *gradients)
+
+    return results, {name: joined(name, *(gradients[name] for _, gradients in found)) for name in found[0][1]}
 
 
-def under_scan(case):
-    def run(floats, rest):
-        return jax.lax.scan(lambda carry, one: (carry, on_one_device(case)(one, rest)), None, floats)[1]
+def part_of(name, array, number, parts):
+    if ARRAYS[name][0][:1] not in ("n", "p"):
+        return array
+    size = array.shape[0] // parts
+    return array[number * size : (number + 1) * size]
+
+
+# Layouts: functions of a case to its results and gradients, and to what they have to be.
+
+
+def two_at_once(transform):
+    """For a transformation of (floats, rest) that takes two sets of floats at a time."""
+
+    def run(name):
+        floats, rest = inputs(CASES[name])
+        two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), floats)
+        both = with_gradients(CASES[name], evaluation(CASES[name]))
+        wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), expected(name), expected(name, factor=0.9))
+        return compiled(transform(both))(two, rest), wanted
 
     return run
 
 
-def under_remat(case):
-    return with_gradients(case, jax.checkpoint(evaluation(case)))
+def by_vmap(both):
+    return lambda two, rest: jax.vmap(both, in_axes=(0, None), axis_size=2)(two, rest)
+
+
+def by_scan(both):
+    def step(carry, one, rest):
+        return carry, both(one, rest)
+
+    return lambda two, rest: jax.lax.scan(lambda carry, one: step(carry, one, rest), None, two, length=2)[1]
+
+
+def by_remat(name):
+    both = with_gradients(CASES[name], jax.checkpoint(evaluation(CASES[name])))
+    return compiled(both)(*inputs(CASES[name])), expected(name)
+
+
+def by_export(name):
+    floats, rest = inputs(CASES[name])
+    leaves, tree = jax.tree.flatten((floats, rest))
+    both = with_gradients(CASES[name], evaluation(CASES[name]))
+    exported = jax.export.export(jax.jit(lambda *leaves: jax.tree.leaves(both(*tree.unflatten(leaves)))))(*leaves)
+    again = jax.export.deserialize(exported.serialize())
+    return compiled(again.call)(*leaves), expected(name)
+
+
+def by_jit(kind, splits, set_mesh):
+    """Arrays that are split, on a mesh that is set or is only in their types."""
+
+    def run(name):
+        case, mesh = CASES[name], mesh_of(kind)
+        placed = (
+            {n: jax.device_put(array, NamedSharding(mesh, spec_of(ARRAYS[n][0], splits))) for n, array in given.items()}
+            for given in inputs(case)
+        )
+        with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
+            return compiled(with_gradients(case, evaluation(case)))(*placed), expected(name)
+
+    return run
+
+
+def by_shard_map(splits, check_vma, inside):
+    def run(name):
+        function = mapped(CASES[name], splits, check_vma, inside)
+        return compiled(function)(*inputs(CASES[name])), expected(name, 2 if "n" in splits else 1)
+
+    return run
 
 
 def mapped(case, splits, check_vma, inside):
     """By `shard_map`, with gradients taken inside it or outside."""
-    mesh, (parts, shards) = mesh_of(AxisType.Auto), MESH_SHAPE
+    mesh, shards = mesh_of(AxisType.Auto), MESH_SHAPE[1]
     axis_name = AXES["v"] if "v" in splits else None
     evaluate, names = evaluation(case, axis_name), [set(part) for part in inputs(case)]
     in_specs = tuple(specs(part, splits) for part in names)
@@ -510,37 +592,46 @@ def mapped(case, splits, check_vma, inside):
     return with_gradients(case, outside)
 
 
-def part_of(name, array, number, parts):
-    dims = ARRAYS[name][0]
-    if "n" not in dims:
-        return array
-    size = array.shape[0] // parts
-    return array[number * size : (number + 1) * size]
+def products(make, *choices):
+    return {" ".join(map(str, choice)): make(*choice) for choice in itertools.product(*choices)}
 
 
-@functools.cache
-def expected(name, parts=1, factor=1.0):
-    """Results and gradients on one device, of each part of the rows alone."""
-    case = CASES[name]
-    run, found = reference(name), []
-    for number in range(parts):
-        of_part = [{n: part_of(n, a, number, parts) for n, a in given.items()} for given in inputs(case)]
-        of_part[0] = jax.tree.map(lambda leaf: factor * leaf, of_part[0])
-        found.append(run(*of_part))
-    if parts == 1:
-        return found[0]
-    join = jnp.concatenate if "n" in case.out else jnp.stack
-    results = jax.tree.map(lambda *leaves: join(leaves), *(results for results, _ in found))
-    gradients = {
-        n: jax.tree.map(lambda *g: jnp.concatenate(g) if "n" in ARRAYS[n][0] else sum(g), *(g[n] for _, g in found))
-        for n in found[0][1]
-    }
-    return results, gradients
+# Families of layouts; in the short form, each function meets a few members of each.
+LAYOUTS = {
+    "one device": {"vmap": two_at_once(by_vmap), "scan": two_at_once(by_scan), "remat": by_remat, "export": by_export},
+    "jit, Auto": products(functools.partial(by_jit, AxisType.Auto), ("n", "v", "nv"), (True, False)),
+    "jit, Explicit": products(functools.partial(by_jit, AxisType.Explicit), ("n", "v", "nv"), (True, False)),
+    "shard_map, rows": products(by_shard_map, ("np",), (True, False), (True, False)),
+    "shard_map, classes": products(by_shard_map, ("v", "npv"), (True, False), (True, False)),
+}
 
 
-HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+def cells(family):
+    """The names of functions and layouts, in turn: neighbours in the table meet different layouts."""
+    names = [name for name, case in CASES.items() if case.splits_classes or family != "shard_map, classes"]
+    layouts = list(LAYOUTS[family])
+    every = [(name, layout) for name in names for layout in layouts]
+    if os.environ.get("JSOFTMAX_LAYOUTS") == "all":
+        return every
+    return [(name, layouts[number % len(layouts)]) for number, name in enumerate(names)]
 
 
-@functools.cache
-def reference(name):
-    return jax.jit(on_one_device(CASES[name]), compiler_options=HURRY)
+def differs(family, name, layout):
+    """What is wrong with a cell; None if nothing is."""
+    try:
+        actual, wanted = LAYOUTS[family][layout](name)
+        tolerance = CASES[name].tolerance
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=tolerance, atol=tolerance)
+    except Exception as error:
+        return f"{family}, {layout}: {name}: {type(error).__name__}: {str(error).strip()[:300]}"
+    return None
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_equals_one_device(family, part, record_property):
+    chosen_cells = cells(family)[part::4]
+    record_property("cells", len(chosen_cells))
+    wrong = [found for cell in chosen_cells if (found := differs(family, *cell))]
+    assert not wrong, f"{len(wrong)} of {len(chosen_cells)} cells:\n" + "\n".join(wrong)
