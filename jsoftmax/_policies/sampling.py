@@ -48,7 +48,8 @@ def sample(
 
     Returns:
         int32 `(*sample_shape, *batch)`. −1 for a row that has no distribution: with a NaN or +∞, or without any class.
-        `checkify` reports such a row by its index.
+        `checkify` reports such a row by its index. The same for the same key and logits on any device and in any
+        layout, rounding apart; but float64 logits get other noise than float32, and so other draws.
 
     Raises:
         TypeError: logits are not floating-point, `where` is not boolean, or top_k is not an integer.

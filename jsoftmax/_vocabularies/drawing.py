@@ -77,7 +77,11 @@ class Sampler:
 
     @in_any_layout("key")
     def sample(self, key: Array, count: int) -> Sample:
-        """`count` classes; memory and time do not depend on the number of classes that are not drawn."""
+        """`count` classes; memory and time do not depend on the number of classes that are not drawn.
+
+        The same for the same key on any device and in any layout. With `jax_enable_x64` the library's samplers draw in
+        float64, and another sample.
+        """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if self.unique and count > self.classes:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +17,14 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jsoftmax
 from jsoftmax import categorical
 
 ROWS, CLASSES, FEATURES = 8, 12, 4
-# What a dimension holds (rows, one thing for each device's rows, classes, neither), and the mesh axis that may split it.
+# What a dimension holds (rows, one thing for each device's rows, classes, neither), and the axis that may split it.
 AXES = {"n": "data", "p": "data", "v": "model", ".": None}
 
 
@@ -158,6 +160,24 @@ def linear_by_default(p, **split):
     return jsoftmax.linear_softmax_cross_entropy(p["features"], p["kernel"], p["labels"], **split)
 
 
+def skipping(p, **split):
+    """Rows of weight 0 are left out of the products, and statistics come beside the loss."""
+    loss, statistics = jsoftmax.linear_softmax_cross_entropy(
+        p["features"],
+        p["kernel"],
+        p["labels"],
+        weights=p["weights"],
+        skip_rows=True,
+        return_statistics=True,
+        block_size=3,
+        **split,
+    )
+    active = jsoftmax.linear_softmax_statistics(
+        p["features"], p["kernel"], p["labels"], active=p["weights"] != 0, block_size=3, **split
+    )
+    return loss + statistics.entropy.sum() + active.log_prob.sum()
+
+
 def built_inside(p, **split):
     """Nothing of what has one entry a row comes from outside but the features."""
     rows = p["features"].shape[0]
@@ -276,6 +296,7 @@ CASES: dict[str, Case] = {
     **linear("sum"),
     **linear("none"),
     "linear_softmax_cross_entropy": Case(linear_by_default, "features kernel labels", "", True),
+    "linear_softmax_cross_entropy, skip_rows": Case(skipping, "features kernel labels weights", "", True),
     "linear, built inside": Case(built_inside, "features kernel", "", True),
     "linear_softmax_statistics": Case(linear_statistics, "features kernel labels", "n", True),
     "linear_softmax_statistics, jvp": Case(
@@ -635,3 +656,35 @@ def test_equals_one_device(family, part, record_property):
     record_property("cells", len(chosen_cells))
     wrong = [found for cell in chosen_cells if (found := differs(family, *cell))]
     assert not wrong, f"{len(wrong)} of {len(chosen_cells)} cells:\n" + "\n".join(wrong)
+
+
+def test_gradient_of_class_weights_where_rows_are_split_unevenly():
+    """Of 25 rows on 2 devices, XLA pads one; a scatter would count it at class 0."""
+    logits, labels, weights = normal(20, 26, CLASSES), jnp.arange(26) % CLASSES, ARRAYS["class_weights"][1]
+
+    def total(weights, logits, labels):
+        loss = jsoftmax.softmax_cross_entropy_with_integer_labels
+        return loss(logits[1:], labels[1:], class_weights=weights).sum()
+
+    rows = NamedSharding(mesh_of(AxisType.Auto), P("data"))
+    slope = jax.jit(jax.grad(total))
+    split = slope(weights, jax.device_put(logits, rows), jax.device_put(labels, rows))
+    np.testing.assert_allclose(split, slope(weights, logits, labels), rtol=1e-5)
+
+
+EAGER = [
+    "blockwise, sum",
+    "AdaptiveSoftmax.cross_entropy",
+    "AdaptiveSoftmax.predict",
+    "hierarchical_log_softmax",
+    "hierarchical_top_k",
+]
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_eager_calls_compile_once(name, caplog):
+    call = with_gradients(CASES[name], evaluation(CASES[name]))
+    call(*inputs(CASES[name]))
+    with jax.log_compiles(), warnings.catch_warnings():
+        call(*inputs(CASES[name]))
+    assert [record.message for record in caplog.records if "Compiling" in record.message] == []
