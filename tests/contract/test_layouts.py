@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -476,9 +477,13 @@ HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 compiled = functools.partial(jax.jit, compiler_options=HURRY)
 
 
+def gradients_of(name):
+    return with_gradients(CASES[name], evaluation(CASES[name]))
+
+
 @functools.cache
 def reference(name):
-    return compiled(with_gradients(CASES[name], evaluation(CASES[name])))
+    return compiled(gradients_of(name))
 
 
 @functools.cache
@@ -507,68 +512,60 @@ def part_of(name, array, number, parts):
     return array[number * size : (number + 1) * size]
 
 
-# Layouts: functions of a case to its results and gradients, and to what they have to be.
+# Layouts: the name of a function to a program, its arguments, and what it has to give.
 
 
-def two_at_once(transform):
-    """For a transformation of (floats, rest) that takes two sets of floats at a time."""
-
-    def run(name):
-        floats, rest = inputs(CASES[name])
-        two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), floats)
-        both = with_gradients(CASES[name], evaluation(CASES[name]))
-        wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), expected(name), expected(name, factor=0.9))
-        return compiled(transform(both))(two, rest), wanted
-
-    return run
+def by_vmap(name):
+    return lambda two, rest: jax.vmap(gradients_of(name), in_axes=(0, None), axis_size=2)(two, rest), *two_at_once(name)
 
 
-def by_vmap(both):
-    return lambda two, rest: jax.vmap(both, in_axes=(0, None), axis_size=2)(two, rest)
+def by_scan(name):
+    def program(two, rest):
+        return jax.lax.scan(lambda carry, one: (carry, gradients_of(name)(one, rest)), None, two, length=2)[1]
+
+    return program, *two_at_once(name)
 
 
-def by_scan(both):
-    def step(carry, one, rest):
-        return carry, both(one, rest)
+def two_at_once(name):
+    """Two sets of floats, and the results of both."""
+    floats, rest = inputs(CASES[name])
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), floats)
 
-    return lambda two, rest: jax.lax.scan(lambda carry, one: step(carry, one, rest), None, two, length=2)[1]
+    def wanted():
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), expected(name), expected(name, factor=0.9))
+
+    return (two, rest), wanted
 
 
 def by_remat(name):
-    both = with_gradients(CASES[name], jax.checkpoint(evaluation(CASES[name])))
-    return compiled(both)(*inputs(CASES[name])), expected(name)
+    case = CASES[name]
+    return with_gradients(case, jax.checkpoint(evaluation(case))), inputs(case), functools.partial(expected, name)
 
 
 def by_export(name):
-    floats, rest = inputs(CASES[name])
-    leaves, tree = jax.tree.flatten((floats, rest))
-    both = with_gradients(CASES[name], evaluation(CASES[name]))
-    exported = jax.export.export(jax.jit(lambda *leaves: jax.tree.leaves(both(*tree.unflatten(leaves)))))(*leaves)
+    leaves, tree = jax.tree.flatten(inputs(CASES[name]))
+
+    def program(*leaves):
+        return jax.tree.leaves(gradients_of(name)(*tree.unflatten(leaves)))
+
+    exported = jax.export.export(jax.jit(program))(*leaves)
     again = jax.export.deserialize(exported.serialize())
-    return compiled(again.call)(*leaves), expected(name)
+    return again.call, leaves, functools.partial(expected, name)
 
 
-def by_jit(kind, splits, set_mesh):
+def by_jit(kind, splits, set_mesh, name):
     """Arrays that are split, on a mesh that is set or is only in their types."""
-
-    def run(name):
-        case, mesh = CASES[name], mesh_of(kind)
-        placed = (
-            {n: jax.device_put(array, NamedSharding(mesh, spec_of(ARRAYS[n][0], splits))) for n, array in given.items()}
-            for given in inputs(case)
-        )
-        with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
-            return compiled(with_gradients(case, evaluation(case)))(*placed), expected(name)
-
-    return run
+    mesh = mesh_of(kind)
+    placed = [
+        {n: jax.device_put(array, NamedSharding(mesh, spec_of(ARRAYS[n][0], splits))) for n, array in given.items()}
+        for given in inputs(CASES[name])
+    ]
+    return gradients_of(name), placed, functools.partial(expected, name)
 
 
-def by_shard_map(splits, check_vma, inside):
-    def run(name):
-        function = mapped(CASES[name], splits, check_vma, inside)
-        return compiled(function)(*inputs(CASES[name])), expected(name, 2 if "n" in splits else 1)
-
-    return run
+def by_shard_map(splits, check_vma, inside, name):
+    program = mapped(CASES[name], splits, check_vma, inside)
+    return program, inputs(CASES[name]), functools.partial(expected, name, 2 if "n" in splits else 1)
 
 
 def mapped(case, splits, check_vma, inside):
@@ -613,49 +610,82 @@ def mapped(case, splits, check_vma, inside):
     return with_gradients(case, outside)
 
 
-def products(make, *choices):
-    return {" ".join(map(str, choice)): make(*choice) for choice in itertools.product(*choices)}
-
-
-# Families of layouts; in the short form, each function meets a few members of each.
-LAYOUTS = {
-    "one device": {"vmap": two_at_once(by_vmap), "scan": two_at_once(by_scan), "remat": by_remat, "export": by_export},
-    "jit, Auto": products(functools.partial(by_jit, AxisType.Auto), ("n", "v", "nv"), (True, False)),
-    "jit, Explicit": products(functools.partial(by_jit, AxisType.Explicit), ("n", "v", "nv"), (True, False)),
-    "shard_map, rows": products(by_shard_map, ("np",), (True, False), (True, False)),
-    "shard_map, classes": products(by_shard_map, ("v", "npv"), (True, False), (True, False)),
+MESHES = list(itertools.product((AxisType.Auto, AxisType.Explicit), ("n", "v", "nv"), (True, False)))
+SHARDS = list(itertools.product(("np", "v", "npv"), (True, False), (True, False)))
+LAYOUTS = {"vmap": by_vmap, "scan": by_scan, "remat": by_remat, "export": by_export}
+LAYOUTS |= {
+    f"jit {kind} {split} set_mesh={on}": functools.partial(by_jit, kind, split, on) for kind, split, on in MESHES
+}
+LAYOUTS |= {
+    f"shard_map {split} check_vma={vma} inside={inside}": functools.partial(by_shard_map, split, vma, inside)
+    for split, vma, inside in SHARDS
 }
 
 
-def cells(family):
-    """The names of functions and layouts, in turn: neighbours in the table meet different layouts."""
-    names = [name for name, case in CASES.items() if case.splits_classes or family != "shard_map, classes"]
-    layouts = list(LAYOUTS[family])
-    every = [(name, layout) for name in names for layout in layouts]
+def layouts_of(name):
+    """Those that a function has: classes are split by `axis_name` alone inside `shard_map`."""
+    return [layout for layout in LAYOUTS if CASES[name].splits_classes or not re.match("shard_map .*v", layout)]
+
+
+def cells(number, name):
+    """The layouts of a function, and whether values are compared there or types alone.
+
+    The short form deals: each function meets a quarter of them, and one by values. The long form has all by values.
+    """
+    layouts = layouts_of(name)
     if os.environ.get("JSOFTMAX_LAYOUTS") == "all":
-        return every
-    return [(name, layouts[number % len(layouts)]) for number, name in enumerate(names)]
+        return [(layout, True) for layout in layouts]
+    one = number * 5 % len(layouts)
+    return [(layout, n == one) for n, layout in enumerate(layouts) if n == one or (n + number) % 4 == 0]
 
 
-def differs(family, name, layout):
-    """What is wrong with a cell; None if nothing is."""
-    try:
-        actual, wanted = LAYOUTS[family][layout](name)
-        tolerance = CASES[name].tolerance
-        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=tolerance, atol=tolerance)
-    except Exception as error:
-        return f"{family}, {layout}: {name}: {type(error).__name__}: {str(error).strip()[:300]}"
-    return None
+def run_cell(name, layout, by_value):
+    program, arguments, wanted = LAYOUTS[layout](name)
+    mesh = next((mesh_of(kind) for kind, _, on in MESHES if on and layout.startswith(f"jit {kind}")), None)
+    with jax.set_mesh(mesh) if mesh and layout.endswith("True") else contextlib.nullcontext():
+        traced = compiled(program).trace(*arguments)
+        if not by_value:
+            return
+        actual = traced.lower().compile(HURRY)(*arguments)
+    tolerance = CASES[name].tolerance
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted()), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("part", range(4))
-@pytest.mark.parametrize("family", LAYOUTS)
-def test_equals_one_device(family, part, record_property):
-    chosen_cells = cells(family)[part::4]
-    record_property("cells", len(chosen_cells))
-    wrong = [found for cell in chosen_cells if (found := differs(family, *cell))]
-    assert not wrong, f"{len(wrong)} of {len(chosen_cells)} cells:\n" + "\n".join(wrong)
+def faults(name, some_cells):
+    found = []
+    for layout, by_value in some_cells:
+        try:
+            run_cell(name, layout, by_value)
+        except Exception as error:  # so that one run shows every cell that fails
+            found.append(f"{name}, {layout}: {type(error).__name__}: {str(error).strip()[:300]}")
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_one_device(name):
+    found = faults(name, cells(list(CASES).index(name), name))
+    assert not found, "\n".join(found)
+
+
+def test_every_public_function_is_in_the_table():
+    """But for what takes no arrays, and what makes descriptions of known values."""
+    elsewhere = {"categorical", "default_block_size", "huffman_tree", "nested_tree", "parent_tree", "uniform_sampler"}
+    elsewhere |= {"log_uniform_sampler", "unigram_sampler", "touched_classes"}  # the last with "Sampler"
+    public = {n for n in dir(jsoftmax) if not n.startswith("_") and callable(getattr(jsoftmax, n)) and n[0].islower()}
+    public |= {
+        f"categorical.{n}" for n in dir(categorical) if not n.startswith("_") and callable(getattr(categorical, n))
+    }
+    assert public - elsewhere - {name.split(",")[0] for name in CASES} == set()
+
+
+def test_size_of_the_table(capsys):
+    whole = sum(len(layouts_of(name)) for name in CASES)
+    dealt = [by_value for number, name in enumerate(CASES) for _, by_value in cells(number, name)]
+    with capsys.disabled():
+        print(f"\n{len(CASES)} functions, {whole} cells; here {len(dealt)}, {sum(dealt)} of them by values")
+    assert whole > 1600
+    assert {layout for number, name in enumerate(CASES) for layout, _ in cells(number, name)} == set(LAYOUTS)
 
 
 def test_gradient_of_class_weights_where_rows_are_split_unevenly():
@@ -683,7 +713,7 @@ EAGER = [
 
 @pytest.mark.parametrize("name", EAGER)
 def test_eager_calls_compile_once(name, caplog):
-    call = with_gradients(CASES[name], evaluation(CASES[name]))
+    call = gradients_of(name)
     call(*inputs(CASES[name]))
     with jax.log_compiles(), warnings.catch_warnings():
         call(*inputs(CASES[name]))
