@@ -13,6 +13,7 @@ from jsoftmax._attention.logits import Numbers, Span, Visibility, combine, compa
 from jsoftmax._losses.activations import softmax
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import DERIVATIVES
 
 IMPLEMENTATIONS = ("plain", "blockwise", "cudnn")
@@ -20,6 +21,7 @@ IMPLEMENTATIONS = ("plain", "blockwise", "cudnn")
 MOST_BYTES = 2**23
 
 
+@in_any_layout("query")
 def dot_product_attention(
     query: ArrayLike,
     key: ArrayLike,

@@ -33,6 +33,7 @@ from jsoftmax._attention.logits import (
 )
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.exponentials import UNIT, exponentials
+from jsoftmax._rows.varying import cond, defvjp, scan
 
 
 class Inputs(NamedTuple):
@@ -132,7 +133,7 @@ def _evaluate(block_size: int, inputs: Inputs, visibility: Visibility) -> tuple[
         shape = (*inputs.query.shape[:3], min(block_size, inputs.query.shape[3]))
         zeros = jnp.zeros(shape, dtype)
         empty = Sums(zeros - jnp.inf, zeros, jnp.zeros((*shape, inputs.value.shape[-1]), dtype))
-        sums, _ = lax.scan(lambda sums, j: (step(sums, j), None), empty, columns)
+        sums, _ = scan(lambda sums, j: (step(sums, j), None), empty, columns)
         total = jnp.where(sums.total == 0, 1, sums.total)[..., None]
         return (sums.values / total).astype(inputs.query.dtype), _finite(sums.maximum)[..., None], total
 
@@ -141,7 +142,7 @@ def _evaluate(block_size: int, inputs: Inputs, visibility: Visibility) -> tuple[
 
 
 def _if(condition: Array | bool, compute, otherwise):
-    return compute() if condition is True else lax.cond(condition, compute, lambda: otherwise)
+    return compute() if condition is True else cond(condition, compute, lambda: otherwise)
 
 
 def _finite(maximum: Array) -> Array:
@@ -198,16 +199,16 @@ def _reverse_mode_bwd(block_size: int, residuals, output_bar: Array):
             return (bars, query_bar + part.query), None
 
         shape = (*inputs.query.shape[:3], min(block_size, inputs.query.shape[3]), inputs.query.shape[4])
-        (bars, query_bar), _ = lax.scan(step, (bars, jnp.zeros(shape, dtype)), columns)
+        (bars, query_bar), _ = scan(step, (bars, jnp.zeros(shape, dtype)), columns)
         return bars, query_bar.astype(inputs.query.dtype)
 
     zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, dtype), inputs._replace(query=None))
-    bars, query_bar = lax.scan(of_queries, zeros, rows)
+    bars, query_bar = scan(of_queries, zeros, rows)
     bars = bars._replace(query=_joined(query_bar, inputs.query.shape[3]))
     return jax.tree.map(lambda array, bar: bar.astype(array.dtype), inputs, bars), None
 
 
-_reverse_mode.defvjp(_reverse_mode_fwd, _reverse_mode_bwd)
+defvjp(_reverse_mode, _reverse_mode_fwd, _reverse_mode_bwd)
 
 
 def _pull_back(numbers: Numbers, block: Block, output_bar: Array, along: Array, maximum: Array, total: Array) -> Inputs:

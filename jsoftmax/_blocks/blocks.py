@@ -17,6 +17,7 @@ from jsoftmax._blocks.loops import over_blocks
 from jsoftmax._blocks.split import Tree, even_size, row_count
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
+from jsoftmax._rows.varying import axes_of, defvjp, vary_floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Blocks:
 
     def apply(self, params: Tree, rows: Tree, active: Array | None = None) -> tuple[Tree, Tree]:
         count = row_count(rows)
+        # So that their gradient is summed over devices once, and not for each block.
+        params = vary_floats(params, axes_of(rows) - set(self.shards.names))
         plan = dataclasses.replace(self, block_size=even_size(count, self.block_size))
         value, aux = jax.eval_shape(self.evaluate_block, params, rows)
         _check_results("the result of loss", value, count)
@@ -144,7 +147,7 @@ def _sum_bwd(plan: Blocks, residuals, cotangent: tuple[Array, Tree]):
     return _as(params_bar, params, total_bar), _as(rows_bar, rows, total_bar), None
 
 
-_sum.defvjp(_sum_fwd, _sum_bwd)
+defvjp(_sum, _sum_fwd, _sum_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -173,4 +176,4 @@ def _per_row_bwd(plan: Blocks, residuals, cotangent: tuple[Tree, Tree]):
     return _as(params_bar, params), _as(rows_bar, rows), None
 
 
-_per_row.defvjp(_per_row_fwd, _per_row_bwd)
+defvjp(_per_row, _per_row_fwd, _per_row_bwd)

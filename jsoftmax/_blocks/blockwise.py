@@ -5,18 +5,21 @@ summed.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.blocks import Blocks
 from jsoftmax._blocks.split import Tree, row_count
 from jsoftmax._rows import checks
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import DERIVATIVES
-from jsoftmax._rows.shards import vary_as
 
 DEFAULT_BLOCK_SIZE = 1024
 
@@ -76,30 +79,47 @@ def blockwise(
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     checks.one_of("derivative", derivative, DERIVATIVES)
-    plan = Blocks(_Narrowing(loss, has_aux), block_size or DEFAULT_BLOCK_SIZE, derivative)
 
+    # Of this function, so that its programs live as long as it does.
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(narrowing: _Narrowing, params: list[Array], rows: Tree, active: Array | None) -> tuple[Tree, Tree]:
+        return Blocks(narrowing, block_size or DEFAULT_BLOCK_SIZE, derivative).apply(params, rows, active)
+
+    @in_any_layout("rows")
     def apply(params: Tree, rows: Tree, active: ArrayLike | None = None) -> Any:
-        params, rows = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, rows)
+        leaves, tree = jax.tree.flatten(params)
+        arrays = [jnp.asarray(leaf) for leaf in leaves if _is_numeric(leaf)]
+        others = tuple(_ARRAY if _is_numeric(leaf) else leaf for leaf in leaves)
+        rows = jax.tree.map(jnp.asarray, rows)
         if active is not None:
             active = checks.bool_array("active", active)
             checks.has_shape("active", active, (row_count(rows),), "True for a row that counts")
-        value, aux = plan.apply(vary_as(params, *jax.tree.leaves(rows)), rows, active)
+        value, aux = run(_Narrowing(loss, has_aux, tree, others), arrays, rows, active)
         return (value, aux) if has_aux else value
 
     return apply
 
 
+_ARRAY = object()
+
+
+def _is_numeric(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Narrowing:
-    """A loss whose parameters come in float32 and are used in their own dtype."""
+    """A loss whose parameters come in float32 and are used in their own dtype, and in their places in a tree."""
 
     loss: Callable[[Tree, Tree], Tree]
     has_aux: bool
+    tree: Any
+    others: tuple  # leaves of the tree, and `_ARRAY` in the place of each array
 
-    def __call__(self, dtypes: tuple, params: Tree, rows: Tree) -> tuple[Tree, Tree]:
-        leaves, tree = jax.tree.flatten(params)
-        narrow = [leaf.astype(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
-        out = self.loss(tree.unflatten(narrow), rows)
+    def __call__(self, dtypes: tuple, params: list[Array], rows: Tree) -> tuple[Tree, Tree]:
+        narrow = iter([leaf.astype(dtype) for leaf, dtype in zip(params, dtypes, strict=True)])
+        given = self.tree.unflatten([next(narrow) if leaf is _ARRAY else leaf for leaf in self.others])
+        out = self.loss(given, rows)
         if not self.has_aux:
             return out, ()
         if not (isinstance(out, tuple) and len(out) == 2):

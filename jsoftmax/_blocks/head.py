@@ -17,7 +17,8 @@ from jsoftmax._losses.statistics import SoftmaxStatistics, softmax_statistics
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.options import LogitOptions
-from jsoftmax._rows.shards import class_shards, devices_of_mesh, spec_of, vary_as, with_auto_axes
+from jsoftmax._rows.shards import class_shards, devices_of_mesh
+from jsoftmax._rows.varying import axes_of, vary_floats
 
 
 def default_block_size(classes: int, dtype) -> int:
@@ -147,10 +148,10 @@ def in_blocks(
         block_size = default_block_size(params["kernel"].shape[0 if head.transposed else 1], rows["features"].dtype)
     elif block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
-    params, rows["features"] = vary_as(params, rows["labels"]), vary_as(rows["features"], params["kernel"])
     block = _Block(compute, with_statistics, head.transposed, tuple(sorted(known.items())))
     shards = class_shards(known["axis_name"])
+    # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
+    params, rows = vary_floats((params, rows), axes_of(params, rows) - set(shards.names))
+    rows["features"] = vary_floats(rows["features"], axes_of(params["kernel"]))
     blocks = Blocks(block, block_size, known.get("derivative", "vjp"), shards)
-    spec = () if compute == "sum" else spec_of(rows["labels"])
-    return with_auto_axes(functools.partial(_run, blocks), spec, params, rows, rows["active"] if skip else None)
+    return _run(blocks, params, rows, rows["active"] if skip else None)

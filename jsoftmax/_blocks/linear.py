@@ -13,10 +13,12 @@ from jsoftmax._losses.row_losses import LossOptions
 from jsoftmax._losses.statistics import SoftmaxStatistics
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions
 from jsoftmax._rows.weights import REDUCTIONS, shares
 
 
+@in_any_layout("features")
 def linear_softmax_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -109,6 +111,7 @@ def _counted(head: Head, weights: ArrayLike | None, ignore_index: int | None, re
     return {"weights": weights, "active": active}
 
 
+@in_any_layout("features")
 def linear_softmax_statistics(
     features: ArrayLike,
     kernel: ArrayLike,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax._blocks.split import Tree, joined, split
-from jsoftmax._rows.shards import vary_as
+from jsoftmax._rows.varying import cond, fori_loop, scan
 
 Step = Callable[[Any, Tree], tuple[Any, Tree]]
 PARTS = 8  # of a block: how fine rows that count are told from rows that don't
@@ -36,7 +36,7 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
             # Zeros as large as the parameters cost more there than compiling a block twice.
             total, first = step(None, jax.tree.map(lambda leaf: leaf[0], whole))
             whole = jax.tree.map(lambda leaf: leaf[1:], whole)
-    total, results = lax.scan(step, total, whole)
+    total, results = scan(step, total, whole)
     if first is not None:
         results = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, results)
     return total, joined(results, last)
@@ -56,13 +56,13 @@ def _over_active(step: Step, rows: Tree, size: int, active: Array) -> tuple[Any,
     carry, blocks, parts = _zeros(step, rows), 0, count // part
     if count >= PARTS * part:
         blocks = busy // (PARTS * part)
-        carry = lax.fori_loop(0, blocks, lambda i, carry: run(i * (PARTS * part), carry, PARTS * part), carry)
+        carry = fori_loop(0, blocks, lambda i, carry: run(i * (PARTS * part), carry, PARTS * part), carry)
     end = jnp.minimum(-(-busy // part), parts)
     if parts:
-        carry = lax.fori_loop(blocks * PARTS, end, lambda i, carry: run(i * part, carry, part), carry)
+        carry = fori_loop(blocks * PARTS, end, lambda i, carry: run(i * part, carry, part), carry)
     if count % part:
         last = functools.partial(run, parts * part, size=count % part)
-        carry = lax.cond(busy > parts * part, last, lambda carry: carry, carry)
+        carry = cond(busy > parts * part, last, lambda carry: carry, carry)
     return carry
 
 
@@ -76,7 +76,6 @@ def _put(at: Array, results: Array, found: Array) -> Array:
 
 
 def _zeros(step: Step, rows: Tree) -> tuple[Any, Tree]:
-    """A total and results of nothing, typed to vary as those of the rows do."""
+    """A total and results of nothing."""
     shapes = jax.eval_shape(functools.partial(step, None), rows)
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return vary_as(zeros, *jax.tree.leaves(rows))
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.varying import defvjp
 
 
 def project(
@@ -57,4 +58,4 @@ def _project_bwd(transposed: bool, residuals, logits_bar: Array):
     return features_bar.astype(features.dtype), kernel_bar.astype(kernel.dtype)
 
 
-_project.defvjp(_project_fwd, _project_bwd)
+defvjp(_project, _project_fwd, _project_bwd)

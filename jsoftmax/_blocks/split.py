@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jsoftmax._rows.platforms import is_partitioned
+from jsoftmax._rows.varying import cond
 
 Tree = Any
 
@@ -36,7 +37,7 @@ def split(tree: Tree, count: int, size: int) -> tuple[Tree, Tree]:
         if leaf.ndim == 0:
             return jnp.broadcast_to(leaf, (blocks,))
         rows, shape = leaf[: blocks * size], leaf.shape[1:]
-        return lax.cond(
+        return cond(
             is_partitioned(),
             lambda rows: rows.reshape(size, blocks, *shape).swapaxes(0, 1),
             lambda rows: rows.reshape(blocks, size, *shape),
@@ -52,7 +53,7 @@ def join(whole: Array, rest: Array | None) -> Array:
         total = jnp.sum(whole, axis=0)
         return total if rest is None else total + rest
     shape = (-1, *whole.shape[2:])
-    rows = lax.cond(
+    rows = cond(
         is_partitioned(),
         lambda whole: whole.swapaxes(0, 1).reshape(shape),
         lambda whole: whole.reshape(shape),

@@ -7,8 +7,10 @@ from jax.typing import ArrayLike
 
 from jsoftmax._calibration.counted_rows import CountedRows, counted_rows
 from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.layouts import in_any_layout
 
 
+@in_any_layout("logits")
 def brier_score(
     logits: ArrayLike,
     labels: ArrayLike,

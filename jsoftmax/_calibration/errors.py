@@ -13,6 +13,7 @@ from jsoftmax._calibration.counted_rows import CountedRows, counted_rows
 from jsoftmax._calibration.reliability import Binning, binning_of, in_bins, reliability_bins
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.layouts import in_any_layout
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -31,6 +32,7 @@ class CalibrationOptions(TypedDict, total=False):
     ignore_index: int | None
 
 
+@in_any_layout("logits")
 def expected_calibration_error(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -76,6 +78,7 @@ def expected_calibration_error(
     return _confidence_error(logits, labels, axis, where, False, options)
 
 
+@in_any_layout("logits")
 def adaptive_calibration_error(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -116,6 +119,7 @@ def adaptive_calibration_error(
     return _confidence_error(logits, labels, axis, where, True, options)
 
 
+@in_any_layout("logits")
 def classwise_calibration_error(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -14,6 +14,8 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float
 
+from jsoftmax._rows.varying import axes_of, vary_floats, while_loop
+
 Vector = Float[Array, "numbers"]
 
 
@@ -57,7 +59,7 @@ def minimize(f: Callable[[Vector], Array], start: Vector, lower: Vector, upper: 
 
 def _solve_directly(linear: Callable[[Vector], Vector], y: Vector) -> Vector:
     # One column at a time: each is a pass over all rows of data.
-    matrix = lax.map(linear, jnp.eye(y.shape[0], dtype=y.dtype)).T
+    matrix = lax.map(linear, vary_floats(jnp.eye(y.shape[0], dtype=y.dtype), axes_of(y))).T
     return jnp.linalg.solve(matrix, y)
 
 
@@ -86,7 +88,7 @@ def _projected_lbfgs(f: Callable, start: Vector, lower: Vector, upper: Vector, m
             return Search(size, trial, enough & not_above)
 
         first = Search(jnp.asarray(2, start.dtype), point, jnp.asarray(False))
-        return lax.while_loop(lambda last: ~last.accepted & (last.size > 2.0**-30), attempt, first)
+        return while_loop(lambda last: ~last.accepted & (last.size > 2.0**-30), attempt, first)
 
     def step(now: Progress) -> Progress:
         point, moves = now.point, free(now.point)
@@ -108,4 +110,4 @@ def _projected_lbfgs(f: Callable, start: Vector, lower: Vector, upper: Vector, m
     start_point = at(start)
     done = ~(residual(start_point) > 0)
     first = Progress(start_point, lbfgs.init(start), jnp.asarray(0, jnp.int32), done)
-    return lax.while_loop(lambda now: ~now.done & (now.steps < most_steps), step, first).point.x
+    return while_loop(lambda now: ~now.done & (now.steps < most_steps), step, first).point.x

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jsoftmax._calibration.bins import bin_sums, equal_mass_bins, equal_width_bins
 from jsoftmax._calibration.counted_rows import CountedRows, counted_rows
 from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.weights import shares
 
 
@@ -41,6 +42,7 @@ class Binning(NamedTuple):
     equal_mass: bool
 
 
+@in_any_layout("logits")
 def reliability_bins(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -14,6 +14,7 @@ from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import classes_back, classes_last, normalize_axes
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 
 SCALINGS = ("temperature", "bias_corrected", "vector")
 
@@ -33,6 +34,7 @@ class Calibration(NamedTuple):
     loss_before: Array
     loss_after: Array
 
+    @in_any_layout("logits")
     def apply(self, logits: ArrayLike, axis: int = -1) -> Array:
         """Calibrated logits, in the shape of `logits` and in float32 at least. A logit of −∞ stays one."""
         logits = checks.float_array("logits", logits)
@@ -43,6 +45,7 @@ class Calibration(NamedTuple):
         return classes_back(rows / temperature + bias, axes, logits.shape)
 
 
+@in_any_layout("logits")
 def fit_temperature(
     logits: ArrayLike,
     labels: ArrayLike,

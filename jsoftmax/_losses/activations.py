@@ -6,13 +6,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax._rows.axes import Axis, classes_back, normalize_axes
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.probabilities import Shares, row_shares
 from jsoftmax._rows.rows import Rows
-from jsoftmax._rows.shards import AxisName, spec_of, with_auto_axes
+from jsoftmax._rows.shards import AxisName
 from jsoftmax._rows.statistics import Config, row_statistics
 
 
+@in_any_layout("logits")
 def softmax(
     logits: ArrayLike,
     axis: Axis = -1,
@@ -63,6 +65,7 @@ def softmax(
     return _activation("p", logits, axis, where, {"temperature": temperature, "axis_name": axis_name})
 
 
+@in_any_layout("logits")
 def log_softmax(
     logits: ArrayLike,
     axis: Axis = -1,
@@ -103,6 +106,7 @@ def log_softmax(
     return _activation("log_p", logits, axis, where, {"temperature": temperature, "axis_name": axis_name})
 
 
+@in_any_layout("logits")
 def logsumexp(
     logits: ArrayLike,
     axis: Axis = -1,
@@ -145,7 +149,7 @@ def logsumexp(
     rows = checked_rows(logits, None, axis, where, {"temperature": temperature, "axis_name": axis_name})
     if rows.logits.shape[-1] == 0:
         return jnp.full(rows.logits.shape[:-1], -jnp.inf, rows.logits.dtype)
-    return with_auto_axes(_logsumexp, spec_of(rows.logits)[:-1], rows).astype(rows.logits.dtype)
+    return _logsumexp(rows).astype(rows.logits.dtype)
 
 
 def _activation(field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions) -> Array:
@@ -153,7 +157,7 @@ def _activation(field: str, logits: ArrayLike, axis: Axis, where: ArrayLike | No
     logits = jnp.asarray(logits)
     if logits.size == 0:
         return logits
-    out = getattr(with_auto_axes(_shares, spec_of(rows.logits), rows), field).astype(logits.dtype)
+    out = getattr(_shares(rows), field).astype(logits.dtype)
     return classes_back(out, normalize_axes(axis, logits.ndim), logits.shape)
 
 

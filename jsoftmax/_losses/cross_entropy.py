@@ -12,8 +12,10 @@ from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 
 
+@in_any_layout("logits")
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -63,6 +65,7 @@ def softmax_cross_entropy(
     return row_losses(CrossEntropy(), logits, checks.float_array("labels", labels), axis, where, **options)
 
 
+@in_any_layout("logits")
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -132,6 +135,7 @@ class Focal:
         return power * (0.0 - log_prob)
 
 
+@in_any_layout("logits")
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -190,6 +194,7 @@ class Poly:
         return 0.0 - log_prob - self.epsilon * jnp.expm1(log_prob)
 
 
+@in_any_layout("logits")
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

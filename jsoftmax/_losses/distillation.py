@@ -11,10 +11,12 @@ from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.labels import is_class
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import checked_rows
 from jsoftmax._rows.rows import Rows
 
 
+@in_any_layout("student_logits")
 def distillation_loss(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -79,6 +81,7 @@ def distillation_loss(
     return (1 - label_weight) * softened + label_weight * hard
 
 
+@in_any_layout("student_logits")
 def top_k_distillation_loss(
     student_logits: ArrayLike,
     teacher_log_probs: ArrayLike,
@@ -149,6 +152,7 @@ def top_k_distillation_loss(
     return losses if where is None else jnp.where(where, losses, 0)
 
 
+@in_any_layout("first_logits")
 def jensen_shannon_divergence(
     first_logits: ArrayLike,
     second_logits: ArrayLike,

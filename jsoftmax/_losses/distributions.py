@@ -7,9 +7,11 @@ from jax.typing import ArrayLike
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis, class_count, normalize_axes
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.shards import AxisName, class_shards
 
 
+@in_any_layout("log_predictions")
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -62,6 +64,7 @@ def kl_divergence(
     return class_shards(axis_name).sum(jnp.sum(each, axis=normalize_axes(axis, t.ndim)))
 
 
+@in_any_layout("labels")
 def smooth_labels(
     labels: ArrayLike,
     alpha: ArrayLike,

@@ -23,7 +23,6 @@ from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.probabilities import row_shares
 from jsoftmax._rows.reports import report_values
 from jsoftmax._rows.rows import Rows
-from jsoftmax._rows.shards import spec_of, vary_as, with_auto_axes
 from jsoftmax._rows.statistics import Config, RowStatistics, row_statistics
 
 SMOOTHINGS = ("uniform", "others")
@@ -93,8 +92,7 @@ def row_losses(
     terms, class_weights = _checked_terms(rows, options)
     config = Config((), options.get("implementation"), options.get("derivative", "vjp"))
     rows = dataclasses.replace(rows, class_weights=class_weights, active=active)
-    losses = functools.partial(_row_losses, config=config)
-    return with_auto_axes(losses, spec_of(rows.logits)[:-1], row_loss, rows, terms, numbers)
+    return _row_losses(row_loss, rows, terms, numbers, config)
 
 
 def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | None]:
@@ -117,7 +115,6 @@ def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | Non
     if class_weights is not None:
         class_weights = checks.float_array("class_weights", class_weights).astype(rows.dtype)
         checks.has_shape("class_weights", class_weights, (classes,), "one factor for each class")
-        class_weights = vary_as(class_weights, rows.logits)
     return Terms(**numbers, smoothing=smoothing, ignore_index=ignore_index), class_weights
 
 

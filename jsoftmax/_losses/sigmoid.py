@@ -1,11 +1,15 @@
 """Losses of independent yes-or-no questions: one logit each, no sum over classes."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 
 
 def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
@@ -20,6 +24,7 @@ def _softplus(x: Array) -> Array:
     return jnp.logaddexp(x, 0.0)
 
 
+@in_any_layout("logits")
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Cross-entropy of independent binary predictions, one a logit: binary and multi-label classification.
 
@@ -55,6 +60,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     return y * _softplus(-x) + (1 - y) * _softplus(x)
 
 
+@in_any_layout("logits")
 def sigmoid_focal_loss(
     logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike | None = None, gamma: ArrayLike = 2.0
 ) -> Array:
@@ -91,9 +97,7 @@ def sigmoid_focal_loss(
     """
     checks.within("gamma", gamma, 0.0, float("inf"))
     x, y = _checked(logits, labels)
-    # log((1 − y) e^{−softplus(−x)} + y e^{−softplus(x)}), from terms that neither underflow nor cancel.
-    log_missing = jnp.logaddexp(_log(1 - y) - _softplus(-x), _log(y) - _softplus(x))
-    loss = jnp.exp(jnp.asarray(gamma, x.dtype) * log_missing) * (y * _softplus(-x) + (1 - y) * _softplus(x))
+    loss = _missing_power(x, y, jnp.asarray(gamma, x.dtype)) * (y * _softplus(-x) + (1 - y) * _softplus(x))
     if alpha is None:
         return loss
     checks.within("alpha", alpha, 0.0, 1.0)
@@ -102,5 +106,26 @@ def sigmoid_focal_loss(
 
 
 def _log(x: Array) -> Array:
-    """log x with a far but finite log 0, whose derivative is 0."""
+    """log x with a far but finite log 0."""
     return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), float(jnp.finfo(x.dtype).min) / 4)
+
+
+def _log_missing(x: Array, y: Array) -> Array:
+    """log((1 − y) σ(x) + y σ(−x)), from terms that neither underflow nor cancel."""
+    return jnp.logaddexp(_log(1 - y) - _softplus(-x), _log(y) - _softplus(x))
+
+
+@jax.custom_jvp
+def _missing_power(x: Array, y: Array, power: Array) -> Array:
+    """((1 − y) σ(x) + y σ(−x))^power, finite for any power."""
+    return jnp.exp(jnp.minimum(power * _log_missing(x, y), math.log(float(jnp.finfo(x.dtype).max)) - 1))
+
+
+@_missing_power.defjvp
+def _missing_power_jvp(primals, tangents):
+    # The base has slope (1 − 2y) σ(x) σ(−x) by x and σ(−x) − σ(x) = −tanh(x/2) by y, where y is 0 or 1 too, and the
+    # logarithm of a label has none.
+    (x, y, power), (x_dot, y_dot, power_dot) = primals, tangents
+    out = _missing_power(x, y, power)
+    base_dot = (1 - 2 * y) * jnp.exp(-_softplus(x) - _softplus(-x)) * x_dot - jnp.tanh(x / 2) * y_dot
+    return out, power * _missing_power(x, y, power - 1) * base_dot + out * _log_missing(x, y) * power_dot

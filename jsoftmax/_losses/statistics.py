@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.rows import Rows
-from jsoftmax._rows.shards import spec_of, with_auto_axes
 from jsoftmax._rows.statistics import Config, RowStatistics, row_statistics
 
 
@@ -34,6 +34,7 @@ class SoftmaxStatistics(NamedTuple):
     argmax: Array
 
 
+@in_any_layout("logits")
 def softmax_statistics(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -77,8 +78,7 @@ def softmax_statistics(
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}")
     config = Config(RowStatistics._fields, options.get("implementation"), options.get("derivative", "vjp"))
-    statistics = functools.partial(_softmax_statistics, config=config)
-    return with_auto_axes(statistics, spec_of(rows.logits)[:-1], rows)
+    return _softmax_statistics(rows, config)
 
 
 @functools.partial(jax.jit, static_argnames="config")

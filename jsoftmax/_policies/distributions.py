@@ -12,11 +12,13 @@ from jax.typing import ArrayLike
 from jsoftmax._losses.divergences import kl_of_rows
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.statistics import Config, row_statistics
 
 
+@in_any_layout("logits")
 def log_prob(
     logits: ArrayLike,
     actions: ArrayLike,
@@ -59,6 +61,7 @@ def log_prob(
     return _log_prob(rows, actions, _config("log_prob", options))
 
 
+@in_any_layout("logits")
 def entropy(
     logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, **options: Unpack[LogitOptions]
 ) -> Array:
@@ -92,6 +95,7 @@ def entropy(
     return _entropy(rows, _config("entropy", options))
 
 
+@in_any_layout("logits")
 def kl_divergence(
     logits: ArrayLike,
     other_logits: ArrayLike,

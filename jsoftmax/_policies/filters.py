@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from jsoftmax._rows import checks
 from jsoftmax._rows.exponentials import UNIT, exponentials
 from jsoftmax._rows.rows import Rows
+from jsoftmax._rows.varying import fori_loop
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["top_k", "top_p", "min_p"], meta_fields=[])
@@ -84,7 +85,7 @@ def _lowest(z: Array, holds: Callable[[Array], Array]) -> Array:
 
     high = _in_order(jnp.max(z, axis=-1, keepdims=True), integer)
     low = jnp.broadcast_to(_in_order(jnp.array(-jnp.inf, z.dtype), integer), high.shape)
-    return _in_order(lax.fori_loop(0, jnp.iinfo(integer).bits, halve, (low, high))[1], z.dtype)
+    return _in_order(fori_loop(0, jnp.iinfo(integer).bits, halve, (low, high))[1], z.dtype)
 
 
 def _in_order(numbers: Array, dtype) -> Array:

@@ -8,9 +8,11 @@ from jsoftmax._policies.actions import Policy, checked_weights, log_prob_of
 from jsoftmax._policies.policy_gradient import Clip, clipped_policy_loss
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.weights import shares
 
 
+@in_any_layout("rewards")
 def group_advantages(rewards: ArrayLike, *, scale: bool = True) -> Array:
     r"""Advantages of several answers to one question: rewards relative to those of their group.
 
@@ -53,6 +55,7 @@ def group_advantages(rewards: ArrayLike, *, scale: bool = True) -> Array:
     return centered * lax.rsqrt(jnp.where(equal, 1, variance))
 
 
+@in_any_layout("policy")
 def group_relative_policy_loss(
     policy: Policy,
     old_policy: Policy,

@@ -20,11 +20,13 @@ from jsoftmax._policies.actions import (
     silenced,
 )
 from jsoftmax._rows import checks
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.weights import REDUCTIONS
 
 Clip = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
+@in_any_layout("policy")
 def policy_gradient_loss(
     policy: Policy,
     advantages: ArrayLike,
@@ -80,6 +82,7 @@ def policy_gradient_loss(
     return reduced(losses - _entropy_term(policy, log_prob, entropy_bonus, weights), weights, reduction)
 
 
+@in_any_layout("policy")
 def clipped_policy_loss(
     policy: Policy,
     old_policy: Policy,

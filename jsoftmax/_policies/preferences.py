@@ -13,9 +13,11 @@ from jsoftmax._policies.actions import (
     silenced,
 )
 from jsoftmax._rows import checks
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.weights import REDUCTIONS, shares
 
 
+@in_any_layout("policy")
 def sequence_log_prob(policy: Policy, weights: ArrayLike | None = None, *, average: bool = False) -> Array:
     r"""Log-probabilities of sequences from those of their tokens.
 
@@ -52,6 +54,7 @@ def sequence_log_prob(policy: Policy, weights: ArrayLike | None = None, *, avera
     return jnp.sum(log_prob * (shares(weights, -1) if average else weights), axis=-1)
 
 
+@in_any_layout("chosen")
 def preference_loss(
     chosen: ArrayLike,
     rejected: ArrayLike,

@@ -10,11 +10,13 @@ from jax.typing import ArrayLike
 from jsoftmax._policies.filters import Filters, checked_filters, kept
 from jsoftmax._rows.axes import Axis, classes_back, normalize_axes
 from jsoftmax._rows.exponentials import gap
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import checked_rows
 from jsoftmax._rows.reports import report_rows, report_values
 from jsoftmax._rows.rows import Rows
 
 
+@in_any_layout("logits")
 def sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -46,7 +48,8 @@ def sample(
 
     Returns:
         int32 `(*sample_shape, *batch)`. −1 for a row that has no distribution: with a NaN or +∞, or without any class.
-        `checkify` reports such a row by its index.
+        `checkify` reports such a row by its index. The same for the same key and logits on any device and in any
+        layout, rounding apart; but float64 logits get other noise than float32, and so other draws.
 
     Raises:
         TypeError: logits are not floating-point, `where` is not boolean, or top_k is not an integer.
@@ -70,6 +73,7 @@ def sample(
     return _draws(key, rows, filters, tuple(sample_shape), None)
 
 
+@in_any_layout("logits")
 def sample_without_replacement(
     key: ArrayLike,
     logits: ArrayLike,
@@ -126,6 +130,7 @@ def sample_without_replacement(
     return _draws(key, rows, filters, tuple(sample_shape), count)
 
 
+@in_any_layout("logits")
 def filter_classes(
     logits: ArrayLike,
     axis: Axis = -1,

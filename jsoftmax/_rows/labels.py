@@ -1,8 +1,9 @@
 """Integer labels: which are classes, and what a row holds there."""
 
+import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Bool, Integer, Shaped
+from jax import Array, lax
+from jaxtyping import Bool, Float, Integer, Shaped
 
 
 def is_class(labels: Integer[Array, "*batch"], classes: int) -> Bool[Array, "*batch"]:
@@ -18,3 +19,19 @@ def label_index(labels: Integer[Array, "*batch"], classes: int) -> Integer[Array
 def take_label(rows: Shaped[Array, "*batch classes"], labels: Integer[Array, "*batch"]) -> Shaped[Array, "*batch 1"]:
     """The labels' entries of `rows` (*batch, classes), as (*batch, 1); those of class 0 where a label is no class."""
     return jnp.take_along_axis(rows, label_index(labels, rows.shape[-1]), axis=-1)
+
+
+@jax.custom_jvp
+def take_class(numbers: Float[Array, " classes"], labels: Integer[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The labels' entries of `numbers`; those of the nearest class where a label is no class."""
+    return jnp.take(numbers, labels, mode="clip")
+
+
+@take_class.defjvp
+def _take_class_jvp(primals, tangents):
+    # By comparison, and so its transpose: of a scatter of rows that XLA splits unevenly, it counts the padding as well.
+    numbers, labels = primals
+    at = jnp.clip(labels, 0, numbers.shape[0] - 1)[..., None]
+    here = lax.broadcasted_iota(at.dtype, (*labels.shape, *numbers.shape), labels.ndim) == at
+    numbers_dot = jnp.broadcast_to(tangents[0], here.shape)
+    return take_class(numbers, labels), jnp.sum(jnp.where(here, numbers_dot, 0), axis=-1)

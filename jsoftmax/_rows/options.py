@@ -13,7 +13,8 @@ from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.platforms import IMPLEMENTATIONS
 from jsoftmax._rows.rows import Rows
-from jsoftmax._rows.shards import AxisName, class_shards, vary_as, varying
+from jsoftmax._rows.shards import AxisName, class_shards
+from jsoftmax._rows.varying import varying
 
 DERIVATIVES = ("vjp", "jvp")
 
@@ -94,10 +95,6 @@ def checked_rows(
             f"logits varies over the mesh axes {sorted(varying(logits))}, but axis_name={shards.names} says that its "
             "classes are split over those; name them in in_specs"
         )
-    # Typed alike, so that the derivative of each is this device's part, and is summed where it was made to vary.
-    transform = vary_as(transform, logits)
-    if labels is not None and not jnp.issubdtype(labels.dtype, jnp.integer):
-        labels = vary_as(labels, logits)
     return Rows(classes_last(logits, axes), labels, transform, shards=shards)
 
 

@@ -12,7 +12,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jsoftmax._rows.shards import vary_as
+from jsoftmax._rows.varying import axes_of, vary
 
 IMPLEMENTATIONS = ("cpu", "gpu", "tpu", "accelerator")  # the last is another name of "gpu"
 FORMS = ("cpu", "partitioned", "gpu", "tpu")
@@ -29,7 +29,7 @@ def choose(implementation: str | None, forms: Sequence[Callable], like: Array, *
         return forms[FORMS.index({"accelerator": "gpu"}.get(implementation, implementation))](*operands)
     leaves, tree = jax.tree.flatten(operands)
     flat = tuple(_Flat(form, tree) for form in forms)
-    out = _choice.bind(vary_as(like, *leaves), *leaves, forms=flat, results=results)
+    out = _choice.bind(vary(like, axes_of(*leaves)), *leaves, forms=flat, results=results)
     return out[0] if results == 1 else tuple(out)
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Integer
 
 from jsoftmax._rows.dtypes import compute_dtype
-from jsoftmax._rows.labels import is_class, label_index
+from jsoftmax._rows.labels import is_class, label_index, take_class
 from jsoftmax._rows.logits import Transform, transform_logits
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
 
@@ -99,7 +99,7 @@ class Rows:
     def label_weight(self) -> Float[Array, "*batch"]:
         """The class weights of the integer labels."""
         here = self.local_labels
-        weight = jnp.take(self.class_weights, here, mode="clip")
+        weight = take_class(self.class_weights, here)
         if self.shards.names:
             weight = self.shards.sum(jnp.where(is_class(here, self.logits.shape[-1]), weight, 0))
         return weight

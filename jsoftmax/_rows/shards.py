@@ -11,13 +11,13 @@ cotangents in parts.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
+
+from jsoftmax._rows.varying import varying
 
 AxisName = str | tuple[str, ...] | None
 
@@ -71,48 +71,8 @@ def class_shards(axis_name: AxisName) -> ClassShards:
     return ClassShards((axis_name,) if isinstance(axis_name, str) else tuple(axis_name))
 
 
-def varying(array: Array) -> frozenset[str]:
-    """The mesh axes over which an array is known to vary."""
-    kind = jax.typeof(array)
-    # The attribute has had two names.
-    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())
-
-
-def vary_as(tree: Any, *arrays: Array) -> Any:
-    """`tree`, typed to vary over the mesh axes over which one of `arrays` does.
-
-    Its cotangents are then summed over them once, here, and not where it is used.
-    """
-    axes = frozenset().union(*(varying(array) for array in arrays))
-
-    def vary(leaf: Array) -> Array:
-        missing = tuple(sorted(axes - varying(leaf)))
-        if not missing:
-            return leaf
-        if hasattr(lax, "pcast"):
-            return lax.pcast(leaf, missing, to="varying")
-        return lax.pvary(leaf, missing)  # pyright: ignore[reportAttributeAccessIssue]  # its name before JAX 0.9
-
-    return jax.tree.map(vary, tree)
-
-
 def devices_of_mesh() -> int:
     """Among how many devices XLA splits arrays, as far as `jax.set_mesh` tells; 1 inside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = set(mesh.manual_axes)
     return math.prod(size for name, size in mesh.shape.items() if name not in manual)
-
-
-def spec_of(array: Array) -> tuple:
-    """The mesh axes over which the type of an array says that its dimensions are split, all explicit."""
-    return tuple(jax.typeof(array).sharding.spec)
-
-
-def with_auto_axes(function: Callable, spec: tuple, *operands: Any) -> Any:
-    """`function(*operands)`, in which XLA decides how arrays are split over axes of a mesh whose type is Explicit.
-
-    The results are split as `spec` says. Without such axes, just the call.
-    """
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return function(*operands)
-    return jax.sharding.auto_axes(function, out_sharding=PartitionSpec(*spec))(*operands)

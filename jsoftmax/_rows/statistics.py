@@ -31,6 +31,7 @@ from jsoftmax._rows.logits import Transform, transform_logits
 from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import RowState, row_state
+from jsoftmax._rows.varying import defvjp
 
 
 class RowStatistics(NamedTuple):
@@ -136,7 +137,7 @@ def _reverse_mode_bwd(config: Config, residuals, cotangent: RowStatistics):
     return (_pull_back(config, rows, state, entropy, rows.shards.total(cotangent)),)
 
 
-_reverse_mode.defvjp(_reverse_mode_fwd, _reverse_mode_bwd)
+defvjp(_reverse_mode, _reverse_mode_fwd, _reverse_mode_bwd)
 
 
 def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | None, cotangent: RowStatistics) -> Rows:

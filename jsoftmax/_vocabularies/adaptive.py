@@ -4,6 +4,7 @@ Which rows need which cluster depends on their labels: `routing.py` brings each 
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -18,6 +19,7 @@ from jsoftmax._losses.activations import log_softmax
 from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.labels import is_class
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._vocabularies.routing import routed
 
 Params = dict[str, Any]
@@ -100,6 +102,7 @@ class AdaptiveSoftmax:
         bias = jnp.zeros(head, dtype) if self.head_bias else None
         return {"head": kernel(first, self.features, head), "bias": bias, "tails": tails}
 
+    @in_any_layout("features")
     def cross_entropy(
         self,
         params: Params,
@@ -138,32 +141,20 @@ class AdaptiveSoftmax:
         losses = _losses(self, params, features, labels, active, capacity, derivative)
         return losses.reshape(batch)
 
+    @in_any_layout("features")
     def log_prob(self, params: Params, features: ArrayLike) -> Array:
         """Log-probabilities of all classes, `(*batch, classes)` in nats: float32, or float64 for float64 features."""
         features, batch = self._rows(params, features)
-        head = log_softmax(_head_logits(params, features, "jvp"))
-        parts = [head[:, : self.cutoffs[0]]]
-        for number, tail in enumerate(params["tails"]):
-            of_cluster = head[:, self.cutoffs[0] + number, None]
-            within = log_softmax(_tail_logits(tail, features, "jvp"))
-            parts.append(jnp.broadcast_to(of_cluster, within.shape) + within)
-        return jnp.concatenate(parts, axis=1).reshape(*batch, self.classes)
+        return _log_prob(self, params, features).reshape(*batch, self.classes)
 
+    @in_any_layout("features")
     def predict(self, params: Params, features: ArrayLike, *, capacity: int | None = None) -> Array:
         """The most probable class of each row, int32 `(*batch,)`: `argmax` of `log_prob`, without most of its cost.
 
         Only rows for which a cluster as a whole is more probable than the best class so far look into that cluster.
         """
         features, batch = self._rows(params, features)
-        head = log_softmax(_head_logits(params, features, "vjp"))
-        frequent = head[:, : self.cutoffs[0]]
-        best, classes = jnp.max(frequent, axis=1), jnp.argmax(frequent, axis=1).astype(jnp.int32)
-        for number, (tail, (start, _, _)) in enumerate(zip(params["tails"], self.clusters, strict=True)):
-            of_cluster = head[:, self.cutoffs[0] + number]
-            log_p, at = routed(_best, tail, {"features": features}, of_cluster > best, capacity, "vjp")
-            better = (of_cluster > best) & (of_cluster + log_p > best)
-            best, classes = jnp.where(better, of_cluster + log_p, best), jnp.where(better, start + at, classes)
-        return classes.reshape(batch)
+        return _predict(self, params, features, capacity).reshape(batch)
 
     def _rows(self, params: Params, features: ArrayLike) -> tuple[Array, tuple[int, ...]]:
         features = checks.float_array("features", features)
@@ -174,6 +165,7 @@ class AdaptiveSoftmax:
         return features.reshape(-1, self.features), features.shape[:-1]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _losses(
     adaptive: AdaptiveSoftmax,
     params: Params,
@@ -194,6 +186,30 @@ def _losses(
         rows = {"features": features, "labels": jnp.where(within, labels - start, 0)}
         losses = losses + routed(_TailLosses(derivative), tail, rows, within, capacity, derivative)
     return losses
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_prob(adaptive: AdaptiveSoftmax, params: Params, features: Array) -> Array:
+    head = log_softmax(_head_logits(params, features, "jvp"))
+    parts = [head[:, : adaptive.cutoffs[0]]]
+    for number, tail in enumerate(params["tails"]):
+        of_cluster = head[:, adaptive.cutoffs[0] + number, None]
+        within = log_softmax(_tail_logits(tail, features, "jvp"))
+        parts.append(jnp.broadcast_to(of_cluster, within.shape) + within)
+    return jnp.concatenate(parts, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _predict(adaptive: AdaptiveSoftmax, params: Params, features: Array, capacity: int | None) -> Array:
+    head = log_softmax(_head_logits(params, features, "vjp"))
+    frequent = head[:, : adaptive.cutoffs[0]]
+    best, classes = jnp.max(frequent, axis=1), jnp.argmax(frequent, axis=1).astype(jnp.int32)
+    for number, (tail, (start, _, _)) in enumerate(zip(params["tails"], adaptive.clusters, strict=True)):
+        of_cluster = head[:, adaptive.cutoffs[0] + number]
+        log_p, at = routed(_best, tail, {"features": features}, of_cluster > best, capacity, "vjp")
+        better = (of_cluster > best) & (of_cluster + log_p > best)
+        best, classes = jnp.where(better, of_cluster + log_p, best), jnp.where(better, start + at, classes)
+    return classes
 
 
 def _head_logits(params: Params, features: Array, derivative: str) -> Array:

@@ -9,11 +9,13 @@ from jax.typing import ArrayLike
 from jsoftmax._blocks.projection import project
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.logits import transform_logits
 from jsoftmax._rows.options import LogitOptions, logit_transform
 from jsoftmax._vocabularies.drawing import Sample
 
 
+@in_any_layout("labels")
 def touched_classes(labels: ArrayLike, sample: Sample) -> Array:
     """The classes whose parameters one batch reads: its labels, then the sampled ones.
 
@@ -55,22 +57,27 @@ def candidate_logits(
     features: Array,
     kernel: Array,
     bias: ArrayLike | None,
-    at: Array,
-    num_true: int,
+    true_at: Array,
+    sampled_at: Array,
     transposed: bool,
     options: LogitOptions,
 ) -> Array:
-    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones. Capped, cooled."""
-    rows, width = features.shape
-    of_classes = kernel[at] if transposed else kernel[:, at].T
-    own, shared = of_classes[: rows * num_true], of_classes[rows * num_true :]
+    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones. Capped, cooled.
+
+    `true_at` (rows, num_true) and `sampled_at` are where the kernel has them. They are read apart: of the gradient of
+    one read of both, whose number need not divide by the devices, XLA counts class 0 twice where it splits the rows.
+    """
+
+    def read(at: Array) -> Array:
+        return kernel[at] if transposed else jnp.moveaxis(kernel[:, at], 0, -1)
+
+    rows = features.shape[0]
+    own, shared = read(true_at).astype(features.dtype), read(sampled_at)
     dtype = compute_dtype(features.dtype)
-    own = own.astype(features.dtype).reshape(rows, num_true, width)
     true = jnp.einsum("nd,ntd->nt", features, own, preferred_element_type=dtype)
     z = jnp.concatenate([true, project(features, shared, True, options.get("derivative", "vjp"))], axis=1)
     if bias is not None:
-        b = jnp.asarray(bias)[at].astype(dtype)
-        own, shared = b[: rows * num_true].reshape(true.shape), b[rows * num_true :]
+        own, shared = (jnp.asarray(bias)[at].astype(dtype) for at in (true_at, sampled_at))
         z = z + jnp.concatenate([own, jnp.broadcast_to(shared, (rows, shared.size))], axis=1)
     return warmed(z, options)
 

@@ -22,6 +22,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax._rows import checks
+from jsoftmax._rows.layouts import in_any_layout
+from jsoftmax._rows.varying import while_loop
 
 
 class Sample(NamedTuple):
@@ -73,14 +75,20 @@ class Sampler:
     tables: Any = ()
     unique: bool = True
 
+    @in_any_layout("key")
     def sample(self, key: Array, count: int) -> Sample:
-        """`count` classes; memory and time do not depend on the number of classes that are not drawn."""
+        """`count` classes; memory and time do not depend on the number of classes that are not drawn.
+
+        The same for the same key on any device and in any layout. With `jax_enable_x64` the library's samplers draw in
+        float64, and another sample.
+        """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if self.unique and count > self.classes:
             raise ValueError(f"count must be at most {self.classes}, the number of classes, to be unique, got {count}")
         return _sample(self, key, count)
 
+    @in_any_layout("classes")
     def log_expected_count(self, classes: ArrayLike, sample: Sample) -> Array:
         """The logarithm of how often each of `classes` is expected in `sample`; not differentiated."""
         classes, count = checks.integer_array("classes", classes), sample.classes.shape[0]
@@ -115,7 +123,11 @@ class _Search(NamedTuple):
 
 
 def _distinct(sampler: Sampler, key: Array, count: int) -> Sample:
-    """Draw until another class than the first `count` comes up, many draws at a time."""
+    """Draw until another class than the first `count` comes up, many draws at a time.
+
+    Sorted and counted, never scattered: of a scatter whose indices XLA splits over devices unevenly, it counts the
+    padding at index 0.
+    """
     size = count + 1
 
     def step(state: _Search) -> _Search:
@@ -125,20 +137,25 @@ def _distinct(sampler: Sampler, key: Array, count: int) -> Sample:
         new = first == jnp.arange(size, 2 * size, dtype=jnp.int32)
         found = state.found + jnp.cumsum(new, dtype=jnp.int32)
         # A draw goes to the place of its class, or to the next free one; past the last, that is out of bounds.
-        slots = jnp.concatenate([jnp.arange(size, dtype=jnp.int32), found - 1])[first]
+        places = jnp.arange(size, dtype=jnp.int32)
+        slots = jnp.concatenate([places, found - 1])[first]
         within = found <= count
+        here = jnp.sort(jnp.where(within, slots, size))
+        ends = jnp.searchsorted(here, jnp.arange(size + 1, dtype=jnp.int32)).astype(jnp.int32)
+        known = jnp.concatenate([places < state.found, new])
+        in_order = jnp.concatenate([state.classes, drawn])[jnp.argsort(~known, stable=True)[:size]]
         return _Search(
             key=key,
-            classes=state.classes.at[slots].set(drawn, mode="drop"),
+            classes=jnp.where(places < found[-1], in_order, -1),
             found=found[-1],
             tries=state.tries + jnp.sum(found - new.astype(jnp.int32) < count, dtype=jnp.int32),
             draws=state.draws + jnp.sum(within, dtype=jnp.int32),
-            own=state.own.at[slots].add(within.astype(jnp.int32), mode="drop"),
+            own=state.own + ends[1:] - ends[:-1],
         )
 
     zero, places = jnp.int32(0), jnp.zeros(size, jnp.int32)
     start = _Search(key, places - 1, zero, zero, zero, places)
-    end = lax.while_loop(lambda state: state.found <= count, step, start)
+    end = while_loop(lambda state: state.found <= count, step, start)
     return Sample(end.classes[:count], end.tries, end.draws + 1 - end.own[:count])
 
 
@@ -148,4 +165,5 @@ def _first_positions(values: Array) -> Array:
     order = jnp.argsort(values, stable=True).astype(jnp.int32)
     ordered = values[order]
     starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    return jnp.zeros_like(positions).at[order].set(order[lax.cummax(jnp.where(starts, positions, 0))])
+    # The inverse of a permutation is the order of its entries.
+    return order[lax.cummax(jnp.where(starts, positions, 0))][jnp.argsort(order)]

@@ -5,6 +5,7 @@
 The two probabilities of a decision sum to one, and so do those of all leaves.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from jsoftmax._blocks.projection import project
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.labels import is_class
+from jsoftmax._rows.layouts import in_any_layout
+from jsoftmax._rows.varying import scan
 from jsoftmax._vocabularies.trees import ClassTree
 
 
@@ -46,6 +49,7 @@ def _scores(features: Array, kernel: Array, bias: Array | None, nodes: Array, tr
     return s if bias is None else s + bias[nodes].astype(dtype)
 
 
+@in_any_layout("features")
 def hierarchical_softmax_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -112,6 +116,7 @@ def hierarchical_softmax_cross_entropy(
     return jnp.where(idle, 0, losses).reshape(batch)
 
 
+@in_any_layout("features")
 def hierarchical_log_softmax(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -154,7 +159,14 @@ def hierarchical_log_softmax(
     dtype = compute_dtype(features.dtype)
     if tree.decisions == 0:
         return jnp.zeros((*batch, tree.classes), dtype)
-    s = project(features, kernel, kernel_transposed, "vjp")
+    total = _all_log_probs(features, kernel, bias, tree, kernel_transposed)
+    return total.reshape(*batch, tree.classes)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _all_log_probs(features: Array, kernel: Array, bias: Array | None, tree: ClassTree, transposed: bool) -> Array:
+    dtype = compute_dtype(features.dtype)
+    s = project(features, kernel, transposed, "vjp")
     s = s if bias is None else s + jnp.broadcast_to(bias.astype(dtype), s.shape)
     # Either way at each decision, and a last entry that adds nothing.
     turned = jnp.concatenate([-jax.nn.softplus(-s), -jax.nn.softplus(s), jnp.zeros((s.shape[0], 1), dtype)], axis=1)
@@ -164,8 +176,7 @@ def hierarchical_log_softmax(
     def add(total: Array, column: Array) -> tuple[Array, None]:
         return total + turned[:, column], None
 
-    total, _ = lax.scan(add, jnp.zeros((s.shape[0], tree.classes), dtype), at.T)
-    return total.reshape(*batch, tree.classes)
+    return scan(add, jnp.zeros((s.shape[0], tree.classes), dtype), at.T)[0]
 
 
 class TopClasses(NamedTuple):
@@ -182,6 +193,7 @@ class TopClasses(NamedTuple):
     exact: Array
 
 
+@in_any_layout("features")
 def hierarchical_top_k(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -231,6 +243,14 @@ def hierarchical_top_k(
     if size < k:
         raise ValueError(f"beam_size must be at least k = {k}, got {size}")
     batch, features = features.shape[:-1], features.reshape(-1, features.shape[-1])
+    found = _beam_search(features, kernel, bias, tree, k, size, kernel_transposed)
+    return TopClasses(*(numbers.reshape(*batch, *numbers.shape[1:]) for numbers in found))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _beam_search(
+    features: Array, kernel: Array, bias: Array | None, tree: ClassTree, k: int, size: int, transposed: bool
+) -> TopClasses:
     rows, dtype = features.shape[0], compute_dtype(features.dtype)
     decisions = tree.decisions
 
@@ -238,7 +258,7 @@ def hierarchical_top_k(
         log_p, nodes, dropped = state
         inner = nodes < decisions
         at = jnp.where(inner, nodes, 0)
-        s = _scores(features, kernel, bias, at, kernel_transposed)
+        s = _scores(features, kernel, bias, at, transposed)
         below = tree.children[at] if decisions else jnp.zeros((*at.shape, 2), jnp.int32)
         # A class stays as it is, and has no second child.
         first = jnp.where(inner, log_p - jax.nn.softplus(-s), log_p)
@@ -251,8 +271,7 @@ def hierarchical_top_k(
 
     log_p = jnp.full((rows, size), -jnp.inf, dtype).at[:, 0].set(0)
     start = (log_p, jnp.broadcast_to(tree.root, (rows, size)), jnp.full(rows, -jnp.inf, dtype))
-    (log_p, nodes, dropped), _ = lax.scan(descend, start, length=tree.depth)
+    (log_p, nodes, dropped), _ = scan(descend, start, None, length=tree.depth)
     found = log_p[:, :k]
     classes = jnp.where(found > -jnp.inf, nodes[:, :k] - decisions, -1)
-    exact = dropped <= found[:, -1]
-    return TopClasses(found.reshape(*batch, k), classes.reshape(*batch, k), exact.reshape(batch))
+    return TopClasses(found, classes, dropped <= found[:, -1])

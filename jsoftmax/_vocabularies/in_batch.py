@@ -9,9 +9,11 @@ from jax.typing import ArrayLike
 from jsoftmax._blocks.projection import project
 from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses
 from jsoftmax._rows import checks
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._vocabularies.candidate_logits import warmed
 
 
+@in_any_layout("queries")
 def in_batch_softmax_cross_entropy(
     queries: ArrayLike,
     items: ArrayLike,

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jsoftmax._blocks.blockwise import blockwise
+from jsoftmax._rows.varying import cond
 
 FEWEST_ROWS = 64
 
@@ -31,7 +32,7 @@ def routed(
     def one_round(params: Any, rows: dict[str, Array]) -> Any:
         shapes = jax.eval_shape(compute, params, rows)
         zeros = functools.partial(jax.tree.map, lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return lax.cond(jnp.any(rows["within"]), lambda: compute(params, rows), zeros)
+        return cond(jnp.any(rows["within"]), lambda: compute(params, rows), zeros)
 
     order = jnp.argsort(~within, stable=True)
     rows = jax.tree.map(lambda leaf: leaf[order], {**rows, "within": within})

@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.labels import is_class
+from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions
-from jsoftmax._vocabularies.candidate_logits import candidate_logits, touched_classes
+from jsoftmax._vocabularies.candidate_logits import candidate_logits
 from jsoftmax._vocabularies.drawing import Sample, Sampler
 from jsoftmax._vocabularies.samplers import log_uniform_sampler
 
@@ -28,6 +29,7 @@ class SampledLossOptions(LogitOptions, total=False):
     ignore_index: int | None
 
 
+@in_any_layout("features")
 def sampled_softmax_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -137,12 +139,13 @@ def sampled_softmax_cross_entropy(
         features = jnp.where(jnp.any(counted, axis=1, keepdims=True), features, 0)
     known = is_class(labels, sampler.classes)
     labels = jnp.where(known, labels, -1).astype(jnp.int32)
-    touched = touched_classes(labels, sample)
-    at = jnp.arange(held) if gathered else touched
-    z = candidate_logits(features, kernel, bias, at, num_true, kernel_transposed, options)
+    own, shared = jnp.maximum(labels, 0), sample.classes
+    at = (own, shared)
+    if gathered:
+        at = jnp.arange(labels.size).reshape(labels.shape), labels.size + jnp.arange(shared.size)
+    z = candidate_logits(features, kernel, bias, *at, kernel_transposed, options)
     if subtract_log_q:
-        log_q = sampler.log_expected_count(touched, sample).astype(z.dtype)
-        true_q, other_q = log_q[: labels.size].reshape(labels.shape), log_q[labels.size :]
+        true_q, other_q = (sampler.log_expected_count(classes, sample).astype(z.dtype) for classes in (own, shared))
         true_q = true_q if correct_label else jnp.zeros_like(true_q)
         z = z - jnp.concatenate([true_q, jnp.broadcast_to(other_q, (z.shape[0], other_q.size))], axis=1)
     hits = jnp.zeros((z.shape[0], sample.classes.size), bool)

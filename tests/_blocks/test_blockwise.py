@@ -192,3 +192,20 @@ def test_bad_rows_and_results():
         ValueError, match=r"the result of loss has shape \(2,\) for 4 rows; it needs one entry a row, or a scalar"
     ):
         jsoftmax.blockwise(lambda params, rows: jnp.ones(2))(params, rows)
+
+
+def test_parameters_may_hold_what_is_no_array():
+    """As the activation function of an Equinox module."""
+    params = {"kernel": jnp.ones((3, 4)), "activation": jnp.tanh, "name": "head", "bias": None, "scale": 2.0}
+
+    def loss(params, rows):
+        assert params["name"] == "head"
+        return jnp.sum(params["activation"](rows @ params["kernel"]) * params["scale"])
+
+    rows = jnp.linspace(0.0, 1.0, 15).reshape(5, 3)
+    value, gradient = jax.value_and_grad(
+        lambda kernel: jsoftmax.blockwise(loss, block_size=2)({**params, "kernel": kernel}, rows)
+    )(params["kernel"])
+    wanted = jax.value_and_grad(lambda kernel: loss({**params, "kernel": kernel}, rows))(params["kernel"])
+    np.testing.assert_allclose(value, wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, wanted[1], rtol=1e-6)

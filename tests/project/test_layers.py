@@ -119,6 +119,16 @@ def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
+# Those of `_rows/varying.py` also do where JAX checks over which devices arrays vary.
+JAX_LOOPS = re.compile(r"lax\.(?:scan|while_loop|fori_loop|cond)\(|\w\.defvjp\(")
+
+
+def test_loops_branches_and_reverse_rules_are_our_own():
+    library = [path for path in FILES if LEVEL[wing_of_file(path)] <= LEVEL["__init__"]]
+    found = {str(path.relative_to(PACKAGE)) for path in library if JAX_LOOPS.search(path.read_text(encoding="utf-8"))}
+    assert found == {"_rows/varying.py"}
+
+
 def test_no_file_names_a_machine_or_a_registry():
     found = []
     for path in tracked_files():

@@ -1,0 +1,31 @@
+"""Losses of independent yes-or-no questions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jsoftmax
+
+
+def slope_by_label(x, y, gamma):
+    """d/dy of q^gamma · c with q = y σ(−x) + (1 − y) σ(x), and c the cross-entropy."""
+    yes, no = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
+    missing = y * no + (1 - y) * yes
+    loss = -y * np.log(yes) - (1 - y) * np.log(no)
+    return gamma * missing ** (gamma - 1) * (no - yes) * loss + missing**gamma * (np.log(no) - np.log(yes))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("label", [0.0, 0.3, 1.0])
+def test_focal_slope_by_hard_and_soft_labels(label, gamma, x64):
+    x = np.linspace(-8.0, 8.0, 9)
+    slope = jax.grad(lambda y: jsoftmax.sigmoid_focal_loss(x, y, gamma=gamma).sum())(jnp.full(9, label))
+    np.testing.assert_allclose(slope, slope_by_label(x, label, gamma), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_slopes_are_finite_in_the_tails(gamma):
+    x, y = jnp.array([-200.0, -80.0, 80.0, 200.0] * 2), jnp.repeat(jnp.array([0.0, 1.0]), 4)
+    slopes = jax.grad(lambda x, y, g: jsoftmax.sigmoid_focal_loss(x, y, gamma=g).sum(), argnums=(0, 1, 2))(x, y, gamma)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
