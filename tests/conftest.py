@@ -20,6 +20,22 @@ hypothesis.settings.register_profile("default", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("default")
 
 
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def compile_as_users_do(request):
+    """Where only values are compared, compilation takes half the time with little optimization.
+
+    Programs whose last digits, bytes, instructions or time matter are compiled as users compile them: those of modules
+    and tests that are marked `optimized`.
+    """
+    optimized = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def x64():
     """float64 for the length of a test."""

@@ -9,6 +9,8 @@ from oracle import FIFTY_DIGITS
 
 from jsoftmax._rows.exponentials import UNIT, exponentials
 
+pytestmark = pytest.mark.optimized
+
 # Where UNIT · e^x is still a normal number.
 LOWEST = {jnp.float32: -128.9, jnp.float64: -749.0}
 both_dtypes = pytest.mark.parametrize("dtype", LOWEST, ids=lambda dtype: dtype.__name__)

@@ -9,6 +9,8 @@ from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import row_state
 
+pytestmark = pytest.mark.optimized
+
 FORMS = ["cpu", "gpu", "tpu"]
 # On and off multiples of the GPU form's 4 and 16 slices, and below both.
 SIZES = [1, 2, 3, 4, 5, 15, 16, 17, 35, 67]

@@ -18,6 +18,8 @@ import pytest
 
 import jsoftmax
 
+pytestmark = pytest.mark.optimized
+
 F32, F64, BF16, F16 = jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16
 integer_loss, dense_loss = jsoftmax.softmax_cross_entropy_with_integer_labels, jsoftmax.softmax_cross_entropy
 

@@ -15,6 +15,8 @@ import pytest
 import jsoftmax
 from jsoftmax._rows.exponentials import exponentials
 
+pytestmark = pytest.mark.optimized
+
 ROWS, CLASSES = 256, 32_768  # whole lanes: what is left of others is one more, short step
 LOGITS = re.compile(rf"\w+\[{ROWS},{CLASSES}\]")
 INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$", re.MULTILINE)

@@ -16,6 +16,8 @@ from jax.experimental import checkify
 
 import jsoftmax
 
+pytestmark = pytest.mark.optimized
+
 INF, NAN = np.inf, np.nan
 FORMS, DERIVATIVES = ["cpu", "gpu", "tpu"], ["vjp", "jvp"]
 GOOD = [0.5, -1.0, 2.0]  # the row beside the bad one, label 2

@@ -8,6 +8,8 @@ import pytest
 
 import jsoftmax
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.parametrize("dtype", fuzz.DTYPES)
 def test_a_batch_of_hard_rows(dtype):

@@ -15,6 +15,8 @@ from jsoftmax import __main__ as command
 from jsoftmax._commands import bench
 from jsoftmax._commands.bench import Program, Row
 
+pytestmark = pytest.mark.optimized
+
 BLANK = dict.fromkeys(Row.__dataclass_fields__)
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def trained():

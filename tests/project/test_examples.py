@@ -11,6 +11,8 @@ from flax import nnx
 
 import jsoftmax
 
+pytestmark = pytest.mark.optimized
+
 
 def test_split_is_stratified_and_fixed_by_the_seed():
     data, held_out = digits.load(seed=0)

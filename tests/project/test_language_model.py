@@ -10,6 +10,8 @@ import language_model
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.optimized
+
 VOCABULARY, SEEDS = 16384, (0, 1)
 
 

@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.optimized
+
 SOURCES = sorted((Path(__file__).parents[2] / "notebooks").glob("*.py"))
 CELL = re.compile(r"^# %%(.*)\n", re.MULTILINE)
 MOST_BYTES = 300_000
