@@ -23,7 +23,7 @@ pytestmark = pytest.mark.optimized
 F32, F64, BF16, F16 = jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16
 integer_loss, dense_loss = jsoftmax.softmax_cross_entropy_with_integer_labels, jsoftmax.softmax_cross_entropy
 
-# Beside, on and off the borders of the blocks in which the CPU form sums.
+# One block, several, and primes, in the CPU form's sums; XLA's windows of 32 in those of small arrays.
 SIZES = {"cpu": [1, 2, 3, 17, 64, 65, 257, 1000], "gpu": [1, 2, 3, 16, 64, 67, 131], "tpu": [1, 2, 16, 64]}
 FORMS = list(SIZES)
 ROUNDED_ONCE = ("softmax", "log_softmax", "gradient", "dense gradient")  # results in the logits' own dtype
@@ -247,7 +247,7 @@ def test_worst_row_that_a_search_has_found(name, case):
     """Those of the README's table, from some million rows of up to 1000 classes."""
     logits, labels = rows_of({"classes": 1000, **case}, F32, rows=256)
     found = {key: np.max(error) for key, error, _ in errors(engine("cpu", "vjp")(logits, labels), logits, labels)}
-    assert 5 < found[name] < 6
+    assert 4 < found[name] < 6
 
 
 def test_row_that_pytorch_gets_wrong():

@@ -17,23 +17,23 @@ from jsoftmax._rows.exponentials import exponentials
 
 pytestmark = pytest.mark.optimized
 
-ROWS, CLASSES = 256, 32_768  # whole lanes: what is left of others is one more, short step
+ROWS, CLASSES = 256, 32_768
 LOGITS = re.compile(rf"\w+\[{ROWS},{CLASSES}\]")
 INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$", re.MULTILINE)
 FREE = {"parameter", "tuple", "get-tuple-element", "bitcast"}
-# Windows of rows, sums of lanes and other numbers per row, in bytes.
+# Sums of blocks, one block of each row and other numbers per row, in bytes.
 PER_ROW = 2e6
 
 integer = jsoftmax.softmax_cross_entropy_with_integer_labels
 # The loss, and how many arrays as large as the logits it keeps beside its results: in float32, in bfloat16.
 LOSSES = {
-    "integer": (integer, 0, 1),
+    "integer": (integer, 0, 3),
     "integer, jvp": (functools.partial(integer, derivative="jvp"), 0, 2),
-    "smoothed, z-loss": (functools.partial(integer, label_smoothing=0.1, z_loss=1e-4), 0, 2),
-    "focal": (jsoftmax.softmax_focal_loss, 0, 1),
-    "poly": (jsoftmax.poly_loss_cross_entropy, 0, 1),
+    "smoothed, z-loss": (functools.partial(integer, label_smoothing=0.1, z_loss=1e-4), 1, 4),
+    "focal": (jsoftmax.softmax_focal_loss, 0, 3),
+    "poly": (jsoftmax.poly_loss_cross_entropy, 0, 3),
 }
-ACTIVATIONS = {"softmax": (1, 4), "log_softmax": (0, 2), "logsumexp": (0, 0)}
+ACTIVATIONS = {"softmax": (1, 4), "log_softmax": (0, 4), "logsumexp": (0, 2)}
 
 as_of_jax_0_10 = pytest.mark.skipif(
     jax.__version_info__ < (0, 10), reason="XLA copies bfloat16 logits more often before JAX 0.10"
@@ -98,9 +98,9 @@ def passes(program):
 @both_dtypes
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_of_value_and_gradient(name, dtype):
-    """Beside the gradient: nothing as large as the logits in float32, no float32 copy of bfloat16 logits.
+    """Beside the gradient: nothing as large as the logits in float32, where exponentials take the gradient's place.
 
-    In bfloat16 the bits of the logits are copied once, as integers, to be sliced; see `widened_part`.
+    In bfloat16 they can't: they are float32. A mean log-probability has an array of its own.
     """
     assert copies(loss_program(name, dtype), dtype) <= LOSSES[name][1 if dtype == jnp.float32 else 2]
 
@@ -108,16 +108,20 @@ def test_memory_of_value_and_gradient(name, dtype):
 @as_of_jax_0_10
 @both_dtypes
 def test_memory_of_the_value_alone(dtype):
-    assert copies(loss_program("integer", dtype, gradient=False), dtype) <= (0 if dtype == jnp.float32 else 1)
+    """The exponentials, in float32."""
+    assert copies(loss_program("integer", dtype, gradient=False), dtype) <= (1 if dtype == jnp.float32 else 2)
 
 
 @as_of_jax_0_10
 @both_dtypes
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_memory_of_activations(name, dtype):
-    """Forwards, beside the result; and of the gradient, beside that. Softmax keeps its own result, in float32."""
+    """Beside the result, and beside the gradient: exponentials in float32, whose place a float32 result takes.
+
+    The gradient of softmax keeps the result, in float32.
+    """
     alone = copies(activation_program(name, dtype, gradient=False), dtype)
-    assert alone <= (1 if (name, dtype) == ("logsumexp", jnp.bfloat16) else 0)
+    assert alone <= (2 if dtype == jnp.bfloat16 else 1 if name == "logsumexp" else 0)
     allowed = ACTIVATIONS[name][0 if dtype == jnp.float32 else 1]
     assert copies(activation_program(name, dtype, gradient=True), dtype) <= allowed
 
@@ -125,22 +129,22 @@ def test_memory_of_activations(name, dtype):
 @pytest.mark.parametrize(
     ("dtype", "gradient", "most"),
     [
-        (jnp.float32, False, 2),  # the maximum; the sum
-        (jnp.float32, True, 3),  # and the gradient
-        (jnp.bfloat16, False, 3),  # and the bits, to integers
-        (jnp.bfloat16, True, 5),  # and the gradient, from integers
+        (jnp.float32, False, 3),  # the maximum; exponentials; their sums
+        (jnp.float32, True, 4),  # and the gradient
+        (jnp.bfloat16, False, 3),
+        (jnp.bfloat16, True, 5),  # and the gradient's bits, from integers
     ],
 )
 def test_passes_over_the_logits(dtype, gradient, most):
     assert 0 < passes(loss_program("integer", dtype, gradient)) <= most
 
 
-@pytest.mark.parametrize(("dtype", "gradient", "most"), [(jnp.float32, False, 4.3), (jnp.float32, True, 8.3)])
+@pytest.mark.parametrize(("dtype", "gradient", "most"), [(jnp.float32, False, 6.2), (jnp.float32, True, 10.2)])
 def test_bytes_accessed(dtype, gradient, most):
     """In copies of the logits, by XLA's own count, which takes a gather or a scatter for the whole of its operand.
 
-    Two passes and two gathers; with the gradient, one pass that reads and writes, and a scatter in place, which counts
-    as two.
+    A maximum, exponentials, a sum, and two gathers; with the gradient, one pass that reads and writes, and a scatter in
+    place, which counts as two.
     """
     cost = loss_program("integer", dtype, gradient).cost_analysis()
     assert cost["bytes accessed"] <= most * ROWS * CLASSES * jnp.dtype(dtype).itemsize
@@ -148,19 +152,35 @@ def test_bytes_accessed(dtype, gradient, most):
 
 @as_of_jax_0_10
 def test_rule_for_reverse_mode_alone_is_the_leaner():
-    """What `derivative="vjp"` saves, and why it is the default: a pass in float32, a copy of the bits in bfloat16."""
+    """What `derivative="vjp"` saves, and why it is the default: a pass over the logits."""
     default, every_mode = (loss_program(name, jnp.float32) for name in ("integer", "integer, jvp"))
     assert passes(default) < passes(every_mode)
-    default, every_mode = (loss_program(name, jnp.bfloat16) for name in ("integer", "integer, jvp"))
-    assert copies(default, jnp.bfloat16) < copies(every_mode, jnp.bfloat16) - 0.9
 
 
-@pytest.mark.parametrize(("gradient", "most"), [(False, 1), (True, 2)])
-def test_one_exponential_per_logit_and_pass(gradient, most):
-    """Forwards and backwards: e^(z − m) is never computed once more. It is ordinary arithmetic to XLA."""
+@pytest.mark.parametrize("gradient", [False, True])
+def test_one_exponential_per_logit(gradient):
+    """Forwards and backwards together: the gradient's are the sum's. It is ordinary arithmetic to XLA."""
     one = compiled(exponentials, ((ROWS, CLASSES), jnp.float32), ((ROWS, 1), jnp.float32)).cost_analysis()["flops"]
     assert one > 20 * ROWS * CLASSES
-    assert loss_program("integer", jnp.float32, gradient).cost_analysis()["flops"] < (most + 0.5) * one
+    assert loss_program("integer", jnp.float32, gradient).cost_analysis()["flops"] < 1.5 * one
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 32_000])
+def test_size_of_the_program(classes):
+    """What is traced and compiled for value and gradient, which everyone waits for: one form, whatever the classes.
+
+    Up to 520 operations go into XLA, and 30 steps come out, of which half are a few numbers a row.
+    """
+    program = jax.jit(jax.value_and_grad(lambda logits, labels: integer(logits, labels).mean()))
+    lowered = program.lower(
+        jax.ShapeDtypeStruct((8192, classes), jnp.float32), jax.ShapeDtypeStruct((8192,), jnp.int32)
+    )
+    text = lowered.as_text()
+    assert "stablehlo.case" not in text
+    assert 100 < len(re.findall(r" = \"?stablehlo\.", text)) <= 560
+    entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", lowered.compile().as_text(), re.MULTILINE | re.DOTALL).group(1)
+    steps = [name for name, _, operation, _, _ in INSTRUCTION.findall(entry) if operation not in FREE | {"constant"}]
+    assert 10 < len(steps) <= 30
 
 
 def test_blocks_read_the_kernel_in_its_own_dtype():
