@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
+TRAINERS := .venv-trainers
+# The trainers ask for it, or for a later one.
+PYTHON312 ?= python3.12
 WORKERS ?= 2
 ROWS ?= 1000000
 
@@ -15,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aot fuzz lint format docs bench lock clean
+.PHONY: help demo test test-aot test-trainers fuzz lint format docs bench lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +36,10 @@ test: lint ## Lint, check the types and run the tests
 test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes and instructions
 	@echo "==> Compiling"
 	@$(AOT)/bin/python -m benchmarks.aot
+
+test-trainers: $(TRAINERS)/.installed ## Train with the losses of MaxText, Tunix and EasyDeL, and with ours (some minutes)
+	@for name in tunix maxtext easydel; do \
+		echo "==> $$name" && $(TRAINERS)/$$name/bin/python -m benchmarks.trainers $$name || exit 1; done
 
 fuzz: $(VENV)/.installed ## Search for errors with a million rows of hard inputs (ROWS=…; goes on where it stopped)
 	@echo "==> Searching"
@@ -69,7 +76,7 @@ lock: $(VENV)/.created ## Renew constraints.txt
 		--no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml -
 
 clean: ## Remove everything that make has made
-	@rm -rf $(VENV) $(AOT) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(AOT) $(TRAINERS) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -88,6 +95,15 @@ $(AOT)/.installed: $(VENV)/.created
 	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq jax==0.10.2 'libtpu==0.0.42.*' absl-py jaxtyping optax
 	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq --no-deps \
 		jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2 nvidia-cuda-nvcc==13.0.88 nvidia-cuda-nvdisasm==13.5.37
+	@touch $@
+
+# One each, since they ask for different releases of JAX; by uv, since pip takes long over so many packages.
+$(TRAINERS)/.installed: $(VENV)/.created $(wildcard benchmarks/trainers-*.txt)
+	@echo "==> Installing three trainers (once; 4 GB)"
+	@PIP_CONSTRAINT= $(BIN)/python -m pip install -qq uv
+	@for name in tunix maxtext easydel; do \
+		$(PYTHON312) -m venv $(TRAINERS)/$$name && $(BIN)/uv pip install --quiet \
+			--python $(TRAINERS)/$$name/bin/python -r benchmarks/trainers-$$name.txt || exit 1; done
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt

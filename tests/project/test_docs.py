@@ -32,6 +32,7 @@ RELAXED = {
     "docs/getting-started.md",
     "docs/how-to-choose.md",
     "docs/migrating.md",
+    "docs/trainers.md",
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
