@@ -5,6 +5,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
+from jsoftmax._rows.varying import searchsorted
+
 Numbers = Float[Array, " rows"]
 Places = Integer[Array, " rows"]
 
@@ -12,7 +14,7 @@ Places = Integer[Array, " rows"]
 def equal_width_bins(values: Numbers, bins: int) -> Places:
     """The bin of each number from 0 to 1: b for those above b/bins, up to (b + 1)/bins; 0 goes to the first."""
     edges = jnp.asarray(np.arange(1, bins) / bins, values.dtype)
-    return jnp.searchsorted(edges, values, side="left")
+    return searchsorted(edges, values, side="left")
 
 
 def equal_mass_bins(values: Numbers, shares: Numbers, bins: int) -> Places:
@@ -23,7 +25,7 @@ def equal_mass_bins(values: Numbers, shares: Numbers, bins: int) -> Places:
     order = jnp.argsort(values)
     ranked = values[order]
     below = jnp.concatenate([jnp.zeros(1, shares.dtype), jnp.cumsum(shares[order])])
-    first, last = (jnp.searchsorted(ranked, values, side=side) for side in ("left", "right"))
+    first, last = (searchsorted(ranked, values, side=side) for side in ("left", "right"))
     middle = (below[first] + below[last]) / 2
     total = jnp.where(below[-1] == 0, 1, below[-1])
     return jnp.clip(jnp.floor(middle / total * bins), 0, bins - 1).astype(first.dtype)

@@ -1,4 +1,4 @@
-"""Loops, branches and reverse rules for arrays of which JAX knows that they vary over a mesh.
+"""Loops, branches, searches and reverse rules for arrays of which JAX knows that they vary over a mesh.
 
 Inside `shard_map(check_vma=True)`, JAX types every array by the mesh axes over which it varies, and asks more of types
 than ordinary programs say: a loop has to carry what it is given, both branches have to give the same, a reverse rule
@@ -102,6 +102,12 @@ def cond(predicate: ArrayLike, if_true: Callable, if_false: Callable, *operands:
         return lambda *operands: jax.tree.map(vary, branch(*operands), types)
 
     return lax.cond(predicate, *map(typed, branches), *operands)
+
+
+def searchsorted(ordered: Array, values: Array, **options: Any) -> Array:
+    """Before JAX 0.8, the two have to vary over the same axes."""
+    axes = axes_of(ordered, values)
+    return jnp.searchsorted(vary(ordered, axes), vary(values, axes), **options)
 
 
 def defvjp(rule: Any, forward: Callable, backward: Callable) -> None:

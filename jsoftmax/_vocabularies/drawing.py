@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.varying import while_loop
+from jsoftmax._rows.varying import searchsorted, while_loop
 
 
 class Sample(NamedTuple):
@@ -98,7 +98,7 @@ class Sampler:
         if count == self.classes:
             return jnp.zeros_like(log_p)
         order = jnp.argsort(sample.classes)
-        at = order[jnp.searchsorted(sample.classes, classes.astype(jnp.int32), sorter=order).clip(0, count - 1)]
+        at = order[searchsorted(sample.classes, classes.astype(jnp.int32), sorter=order).clip(0, count - 1)]
         missed = jnp.where(sample.classes[at] == classes, sample.others[at], sample.tries).astype(log_p.dtype)
         return jnp.log(-jnp.expm1(missed * jnp.log1p(-jnp.exp(log_p))))
 
@@ -141,7 +141,7 @@ def _distinct(sampler: Sampler, key: Array, count: int) -> Sample:
         slots = jnp.concatenate([places, found - 1])[first]
         within = found <= count
         here = jnp.sort(jnp.where(within, slots, size))
-        ends = jnp.searchsorted(here, jnp.arange(size + 1, dtype=jnp.int32)).astype(jnp.int32)
+        ends = searchsorted(here, jnp.arange(size + 1, dtype=jnp.int32)).astype(jnp.int32)
         known = jnp.concatenate([places < state.found, new])
         in_order = jnp.concatenate([state.classes, drawn])[jnp.argsort(~known, stable=True)[:size]]
         return _Search(

@@ -120,7 +120,7 @@ def test_files_are_short(path):
 
 
 # Those of `_rows/varying.py` also do where JAX checks over which devices arrays vary.
-JAX_LOOPS = re.compile(r"lax\.(?:scan|while_loop|fori_loop|cond)\(|\w\.defvjp\(")
+JAX_LOOPS = re.compile(r"lax\.(?:scan|while_loop|fori_loop|cond)\(|jnp\.searchsorted\(|\w\.defvjp\(")
 
 
 def test_loops_branches_and_reverse_rules_are_our_own():
