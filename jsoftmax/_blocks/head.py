@@ -105,7 +105,7 @@ def checked_head(
     batch, width = features.shape[:-1], features.shape[-1]
     classes = kernel.shape[0 if kernel_transposed else 1]
     checks.has_kernel_shape(kernel, width, classes, kernel_transposed)
-    if jnp.issubdtype(labels.dtype, jnp.floating):
+    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == features.ndim:
         checks.has_shape("labels", labels, (*batch, classes), "one probability for each class of each row of features")
     else:
         labels = checks.integer_array("labels", labels)
