@@ -320,6 +320,7 @@ def test_large_logits_keep_their_noise():
     assert_distribution(drawn, filtered_probabilities([0, 1, 0, -INF]))
 
 
+@pytest.mark.optimized  # it draws for longer than it compiles
 def test_classes_of_tiny_probability_are_drawn():
     """64,000 of 2e-8 each, 1.3e-3 in all. With 23 bits of noise, as in jax.random's default, none ever is."""
     logits = jnp.full(64_001, np.log(2e-8), jnp.float32).at[0].set(0)

@@ -138,6 +138,7 @@ def mean_over_keys(sampler, num_sampled, keys, **options):
 BIASED = [("unique", True, True), ("unique", True, False), ("replaced", False, False)]
 
 
+@pytest.mark.optimized  # it draws for longer than it compiles
 @pytest.mark.parametrize(("name", "unique", "correct_label"), BIASED)
 def test_bias_of_the_gradient_falls_with_the_samples(name, unique, correct_label):
     """Measured over 1,500 keys: 0.6 to 0.7 of the full gradient with 2 samples, 0.14 with 32 of the 40 classes."""
@@ -152,6 +153,7 @@ def test_bias_of_the_gradient_falls_with_the_samples(name, unique, correct_label
     assert biases[-1] < 0.15, curve
 
 
+@pytest.mark.optimized  # it draws for longer than it compiles
 @pytest.mark.parametrize("unique", [True, False])
 def test_sum_of_the_corrected_exponentials_estimates_the_denominator_without_bias(unique):
     """The logit of the label is the same number added, so that loss and label give back the estimated sum."""

@@ -56,6 +56,7 @@ def test_draws_with_replacement_are_as_often_as_expected(name):
     assert scipy.stats.chisquare(observed, expected * (count / expected.sum())).pvalue > SURE
 
 
+@pytest.mark.optimized  # it draws for longer than it compiles
 @pytest.mark.parametrize("name", ["log_uniform", "uniform", "unigram"])
 def test_draws_without_replacement_are_as_often_as_expected(name):
     """A million sampled classes; what a class is expected in a sample varies with the sample's draws."""
@@ -80,6 +81,7 @@ def _keys(count):
     return jax.random.split(jax.random.key(1), count)
 
 
+@pytest.mark.optimized  # it draws for longer than it compiles
 def test_expected_count_of_a_small_sample_is_the_probability_of_being_in_it():
     """Two of three classes, whose probabilities can be written out."""
     p = np.array([0.6, 0.3, 0.1])
