@@ -240,14 +240,15 @@ def test_a_quarter_of_a_million_classes(gap, spread):
     ("name", "case"),
     [
         ("loss", {"gap": 0.26382742106221313, "scale": 6.9587121361071524, "offset": 0.3, "seed": 45757}),
-        ("gradient", {"gap": -31.00198375566329, "scale": 5.22161417529186, "offset": 1e4, "seed": 52938}),
+        ("gradient", {"gap": -11.570413728574454, "scale": 5.505488670219287, "offset": 1e4, "seed": 36961}),
     ],
 )
 def test_worst_row_that_a_search_has_found(name, case):
-    """Those of the README's table, from some million rows of up to 1000 classes."""
+    """Those of the README's table, from searches of some hundred thousand rows of up to 1000 classes."""
     logits, labels = rows_of({"classes": 1000, **case}, F32, rows=256)
     found = {key: np.max(error) for key, error, _ in errors(engine("cpu", "vjp")(logits, labels), logits, labels)}
-    assert 4 < found[name] < 6
+    # Another machine may add in another order; none may pass the promise.
+    assert found[name] < {"loss": 6, "gradient": 8}[name]
 
 
 def test_row_that_pytorch_gets_wrong():
