@@ -1,1 +1,1 @@
-"""`python -m jsoftmax verify` and `bench`. Imports the public names alone; nothing imports it but `__main__`."""
+"""`python -m jsoftmax verify` and `bench`. Imports public modules alone; only `__main__` imports it."""

@@ -37,10 +37,8 @@ def in_any_layout(rows: str) -> Callable[[Callable[Arguments, Results]], Callabl
             if mesh is None:
                 return function(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
-            main, axis = (
-                jax.tree.leaves(given[rows])[0],
-                given.get("axis", -1 if "axis" in signature.parameters else ()),
-            )
+            main = jax.tree.leaves(given[rows])[0]
+            axis = given.get("axis", -1 if "axis" in signature.parameters else ())
             with use_abstract_mesh(mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))):
                 args, kwargs = tree.unflatten(
                     [reshard(leaf, PartitionSpec()) if _is_typed(leaf) else leaf for leaf in leaves]
