@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax._blocks.loops import over_blocks
+from jsoftmax._blocks.row_sharding import RowSharding
 from jsoftmax._blocks.split import Tree, even_size, row_count
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
@@ -33,8 +34,13 @@ class Blocks:
     block_size: int
     derivative: str = "vjp"
     shards: ClassShards = UNSPLIT  # over which the result is the same
+    row_sharding: RowSharding | None = None
 
     def apply(self, params: Tree, rows: Tree, active: Array | None = None) -> tuple[Tree, Tree]:
+        if self.row_sharding is not None:
+            here = dataclasses.replace(self, row_sharding=None)
+            results = jax.eval_shape(self.evaluate_block, params, rows)
+            return self.row_sharding.run(here.apply, params, (rows, active), results)
         count = row_count(rows)
         # So that their gradient is summed over devices once, and not for each block.
         params = vary_floats(params, axes_of(rows) - set(self.shards.names))

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.blocks import Blocks
+from jsoftmax._blocks.row_sharding import checked_row_sharding
 from jsoftmax._blocks.split import Tree, row_count
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -50,13 +52,15 @@ def blockwise(
             block.
 
     Returns:
-        A function of `(params, rows, active=None)`. A result that is one scalar has its gradients formed in the forward
-        pass, so that nothing is computed twice; any other result runs each block once more in the backward pass. So add
-        several losses up, each with its weight, and give them one by one in `aux`.
+        A function of `(params, rows, active=None, row_sharding=None)`. A result that is one scalar has its gradients
+        formed in the forward pass, so that nothing is computed twice; any other result runs each block once more in the
+        backward pass. So add several losses up, each with its weight, and give them one by one in `aux`.
 
         `active` is boolean, one a row: the rows that count. The others are sorted behind them and, an eighth of a block
         apart, not computed: their entries in results and gradients are 0. What they would add to a sum must be 0 too,
         since some of them are computed. With "jvp", all are.
+
+        `row_sharding` is how XLA splits the rows over devices, as in `linear_softmax_cross_entropy`.
 
     Raises:
         ValueError: block_size below 1, rows without a common leading axis, a result or aux that is neither kind, or
@@ -82,11 +86,16 @@ def blockwise(
 
     # Of this function, so that its programs live as long as it does.
     @functools.partial(jax.jit, static_argnums=0)
-    def run(narrowing: _Narrowing, params: list[Array], rows: Tree, active: Array | None) -> tuple[Tree, Tree]:
-        return Blocks(narrowing, block_size or DEFAULT_BLOCK_SIZE, derivative).apply(params, rows, active)
+    def run(blocks: Blocks, params: list[Array], rows: Tree, active: Array | None) -> tuple[Tree, Tree]:
+        return blocks.apply(params, rows, active)
 
     @in_any_layout("rows")
-    def apply(params: Tree, rows: Tree, active: ArrayLike | None = None) -> Any:
+    def apply(
+        params: Tree,
+        rows: Tree,
+        active: ArrayLike | None = None,
+        row_sharding: Sharding | PartitionSpec | None = None,
+    ) -> Any:
         leaves, tree = jax.tree.flatten(params)
         arrays = [jnp.asarray(leaf) for leaf in leaves if _is_numeric(leaf)]
         others = tuple(_ARRAY if _is_numeric(leaf) else leaf for leaf in leaves)
@@ -94,7 +103,10 @@ def blockwise(
         if active is not None:
             active = checks.bool_array("active", active)
             checks.has_shape("active", active, (row_count(rows),), "True for a row that counts")
-        value, aux = run(_Narrowing(loss, has_aux, tree, others), arrays, rows, active)
+        split = checked_row_sharding(row_sharding, (row_count(rows),))
+        narrowing = _Narrowing(loss, has_aux, tree, others)
+        blocks = Blocks(narrowing, block_size or DEFAULT_BLOCK_SIZE, derivative, row_sharding=split)
+        value, aux = run(blocks, arrays, rows, active)
         return (value, aux) if has_aux else value
 
     return apply

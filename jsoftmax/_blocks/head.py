@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax._blocks.blocks import Blocks
 from jsoftmax._blocks.projection import project
+from jsoftmax._blocks.row_sharding import RowSharding
 from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._losses.statistics import SoftmaxStatistics, softmax_statistics
 from jsoftmax._rows import checks
@@ -140,7 +141,12 @@ def checked_head(
 
 
 def in_blocks(
-    head: Head, compute: str, block_size: int | None, with_statistics: bool = False, skip: bool = False
+    head: Head,
+    compute: str,
+    block_size: int | None,
+    row_sharding: RowSharding | None,
+    with_statistics: bool = False,
+    skip: bool = False,
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
     params, rows, known = head.params, dict(head.rows), head.known
@@ -153,5 +159,5 @@ def in_blocks(
     # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
     params, rows = vary_floats((params, rows), axes_of(params, rows) - set(shards.names))
     rows["features"] = vary_floats(rows["features"], axes_of(params["kernel"]))
-    blocks = Blocks(block, block_size, known.get("derivative", "vjp"), shards)
+    blocks = Blocks(block, block_size, known.get("derivative", "vjp"), shards, row_sharding)
     return _run(blocks, params, rows, rows["active"] if skip else None)

@@ -6,9 +6,11 @@ No option is known here. A block is the dense loss on one block of logits (`head
 from typing import Any, Unpack
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import Head, checked_head, in_blocks
+from jsoftmax._blocks.row_sharding import checked_row_sharding
 from jsoftmax._losses.row_losses import LossOptions
 from jsoftmax._losses.statistics import SoftmaxStatistics
 from jsoftmax._rows import checks
@@ -32,6 +34,7 @@ def linear_softmax_cross_entropy(
     block_size: int | None = None,
     return_statistics: bool = False,
     skip_rows: bool = False,
+    row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[LossOptions],
 ) -> Any:
     r"""Cross-entropy of the logits `features @ kernel + bias`, which exist for one block of rows at a time.
@@ -57,8 +60,11 @@ def linear_softmax_cross_entropy(
         return_statistics: whether to return `SoftmaxStatistics` of each row as well, for metrics: accuracy, perplexity,
             entropy, z. From the same products, not differentiated; zeros for rows that do not count.
         skip_rows: whether rows of weight 0 or with an ignored label are left out of the products. The others are
-            gathered in front of them, and time falls with their share; not with `derivative="jvp"`, nor across devices
-            among which XLA splits the rows.
+            gathered in front of them, and time falls with their share; not with `derivative="jvp"`. Where XLA splits
+            the rows over devices, say so by `row_sharding`, so that each skips its own.
+        row_sharding: how XLA splits the rows over devices: `features.sharding`, or a `PartitionSpec` on the mesh of
+            `jax.set_mesh`. Each device then has blocks of its own, the kernel is gathered and its gradient summed once
+            a step and not once a block. Known by itself for axes of type Explicit; not needed inside `shard_map`.
         **options: see `LossOptions`; `temperature`, `label_smoothing` and `z_loss` also one a row.
 
     Returns:
@@ -90,7 +96,8 @@ def linear_softmax_cross_entropy(
     head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, LossOptions)
     head.rows.update(_counted(head, weights, options.get("ignore_index"), reduction))
     compute = "losses" if reduction == "none" else "sum"
-    loss, statistics = in_blocks(head, compute, block_size, return_statistics, skip_rows)
+    split = checked_row_sharding(row_sharding, head.batch)
+    loss, statistics = in_blocks(head, compute, block_size, split, return_statistics, skip_rows)
     loss = loss.reshape(head.batch) if reduction == "none" else loss
     return (loss, _in_shape(statistics, head)) if return_statistics else loss
 
@@ -122,6 +129,7 @@ def linear_softmax_statistics(
     kernel_transposed: bool = False,
     block_size: int | None = None,
     active: ArrayLike | None = None,
+    row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[LogitOptions],
 ) -> SoftmaxStatistics:
     r"""`softmax_statistics` of the logits `features @ kernel + bias`, which exist for one block of rows at a time.
@@ -139,6 +147,7 @@ def linear_softmax_statistics(
         block_size: rows at a time; None for `default_block_size`.
         active: boolean `(*batch,)`, the rows that count; None for all. The others, of a prompt or of padding, give
             zeros and are left out of the products, as with `skip_rows` of `linear_softmax_cross_entropy`.
+        row_sharding: as in `linear_softmax_cross_entropy`.
         **options: see `LogitOptions`.
 
     Returns:
@@ -163,7 +172,8 @@ def linear_softmax_statistics(
         active = checks.bool_array("active", active)
         checks.has_shape("active", active, head.batch, "True for a row that counts")
         head.rows["active"] = active.reshape(-1)
-    return _in_shape(in_blocks(head, "statistics", block_size, skip=active is not None)[0], head)
+    split = checked_row_sharding(row_sharding, head.batch)
+    return _in_shape(in_blocks(head, "statistics", block_size, split, skip=active is not None)[0], head)
 
 
 def _in_shape(statistics: SoftmaxStatistics, head: Head) -> SoftmaxStatistics:

@@ -29,6 +29,7 @@ def in_any_layout(rows: str) -> Callable[[Callable[Arguments, Results]], Callabl
 
     def decorate(function: Callable[Arguments, Results]) -> Callable[Arguments, Results]:
         signature = inspect.signature(function)
+        takes_row_sharding = "row_sharding" in signature.parameters
 
         @functools.wraps(function)
         def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Results:
@@ -43,6 +44,8 @@ def in_any_layout(rows: str) -> Callable[[Callable[Arguments, Results]], Callabl
                 args, kwargs = tree.unflatten(
                     [reshard(leaf, PartitionSpec()) if _is_typed(leaf) else leaf for leaf in leaves]
                 )
+                if takes_row_sharding and _is_typed(main):
+                    kwargs["row_sharding"] = given.get("row_sharding") or jax.typeof(main).sharding.spec
                 results = function(*args, **kwargs)
             with use_abstract_mesh(mesh):
                 return jax.tree.map(lambda result: reshard(result, _split(result.shape, main, axis)), results)

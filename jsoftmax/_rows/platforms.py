@@ -1,6 +1,7 @@
 """The form of a computation that suits where it will run: known when a program is compiled, not when it is traced."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,6 +105,8 @@ mlir.register_lowering(_is_partitioned, lambda context: [mlir.ir_constant(np.arr
 
 
 def _is_split(context) -> bool:
-    # Of the contexts, only that of `jit` has a number of devices; in that of `shard_map` a program is one device's.
-    devices = getattr(context.module_context.axis_context, "num_devices", 1)
+    axes = context.module_context.axis_context
+    if hasattr(axes, "manual_axes"):  # of `shard_map`: what XLA splits is left to the other axes of the mesh
+        return math.prod(size for name, size in axes.mesh.shape.items() if name not in axes.manual_axes) > 1
+    devices = getattr(axes, "num_devices", 1)
     return devices is not None and devices > 1

@@ -1,0 +1,138 @@
+"""Rows that XLA splits over devices: each has its own blocks, and the head is gathered and its gradient summed once."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jsoftmax
+
+ROWS, WIDTH, CLASSES = 64, 8, 96
+HEADS = {"features": P("data"), "classes": P(None, "model"), "both": P("data", "model")}
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+def mesh_of(kind):
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(KINDS[kind],) * 2)
+
+
+def arguments():
+    keys = jax.random.split(jax.random.key(0), 3)
+    features = jax.random.normal(keys[0], (ROWS, WIDTH))
+    kernel = jax.random.normal(keys[1], (WIDTH, CLASSES))
+    return features, kernel, jax.random.randint(keys[2], (ROWS,), 0, CLASSES)
+
+
+def place(mesh, head):
+    rows = P("data")
+    specs = (rows, head, rows)
+    return tuple(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(arguments(), specs, strict=True))
+
+
+def assert_close(results, expected):
+    """Up to sums in another order."""
+    for one, other in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=2e-5, atol=2e-6)
+
+
+def head_sized(compiled):
+    """How often an array of a kernel's size, or of what a device has of it, is sent anywhere in the program."""
+    sent = re.findall(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\(", compiled.as_text())
+    return sorted(kind for shapes, kind in sent if re.search(rf"\[{WIDTH},({CLASSES}|{CLASSES // 2})\]", shapes))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("head", "sent"), [("features", 2), ("classes", 1), ("both", 2)])
+def test_head_is_gathered_and_summed_once_whatever_the_blocks(head, sent, kind):
+    mesh = mesh_of(kind)
+    given = place(mesh, HEADS[head])
+    expected = jax.value_and_grad(jsoftmax.linear_softmax_cross_entropy, (0, 1))(*arguments())
+    for block_size in (2, 16):  # eight blocks, and one
+        options: dict = {"block_size": block_size}
+        if kind == "auto":
+            options["row_sharding"] = given[0].sharding
+
+        def loss(*args, options=options):
+            return jsoftmax.linear_softmax_cross_entropy(*args, **options)
+
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*given).compile()
+        assert head_sized(compiled) == ["all-gather", "all-reduce"][2 - sent :]
+        assert_close(compiled(*given), expected)
+
+
+@pytest.mark.optimized
+def test_without_row_sharding_it_is_summed_in_every_block():
+    """What is counted is there: in the body of the loop, beside the sum at its end."""
+    features, kernel, labels = place(mesh_of("auto"), HEADS["both"])
+
+    def loss(*args):
+        return jsoftmax.linear_softmax_cross_entropy(*args, block_size=4)
+
+    text = jax.jit(jax.grad(loss, 1)).lower(features, kernel, labels).compile().as_text()
+    bodies = re.findall(r"^%\S*body\S* .*?^}|^%\S*region\S* .*?^}", text, re.MULTILINE | re.DOTALL)
+    assert any(re.search(rf"\[{WIDTH},{CLASSES // 2}\].* all-reduce\(", body) for body in bodies)
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_rows": True}, {"reduction": "none"}, {"derivative": "jvp"}], ids=str)
+def test_batches_of_two_axes_equal_one_device(options):
+    """Rows of a batch, and places of a sequence, over different axes of the mesh; an eighth of them counts."""
+    mesh = mesh_of("auto")
+    features, kernel, labels = arguments()
+    batch = (8, 8)
+    weights = (jnp.arange(ROWS) % 8 == 3).astype(jnp.float32).reshape(batch)
+    given = (features.reshape(*batch, WIDTH), kernel, labels.reshape(batch), weights)
+
+    def loss(features, kernel, labels, weights, sharding=None):
+        out = jsoftmax.linear_softmax_cross_entropy(
+            features,
+            kernel,
+            labels,
+            weights=weights,
+            block_size=4,
+            row_sharding=sharding,
+            return_statistics=True,
+            **options,
+        )
+        return out[0].sum(), out[1]
+
+    grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=4)
+    sharding = NamedSharding(mesh, P("data", "model", None))
+    split = [jax.device_put(x, NamedSharding(mesh, P("data", "model"))) for x in (given[0], given[2], given[3])]
+    assert_close(grad(split[0], kernel, split[1], split[2], sharding), grad(*given))
+
+
+def test_blockwise_and_statistics_take_it():
+    mesh = mesh_of("auto")
+    features, kernel, labels = place(mesh, P())
+    (alone, *_) = arguments()
+
+    def loss(params, rows):
+        each = jsoftmax.softmax_cross_entropy_with_integer_labels(rows["h"] @ params, rows["y"])
+        return each.sum(), each
+
+    total = jsoftmax.blockwise(loss, has_aux=True, block_size=4)
+    rows = {"h": features, "y": labels}
+    active = jnp.arange(ROWS) % 2 == 0
+    given = (kernel, rows)
+    assert_close(total(*given, row_sharding=features.sharding), total(*given))
+    assert_close(total(*given, row_sharding=alone.sharding), total(*given))  # of one device
+    with jax.set_mesh(mesh):
+        statistics = jsoftmax.linear_softmax_statistics(
+            features, kernel, labels, active=active, block_size=2, row_sharding=P("data")
+        )
+    expected = jsoftmax.softmax_statistics(features @ kernel, labels)
+    assert_close(statistics, jax.tree.map(lambda x: jnp.where(active, x, 0), expected))
+
+
+def test_bad_shardings_are_named():
+    features, kernel, labels = arguments()
+    loss = jsoftmax.linear_softmax_cross_entropy
+    mesh = mesh_of("auto")
+    with pytest.raises(ValueError, match=r"mesh axis 'data', but the mesh has \(\)"):
+        loss(features, kernel, labels, row_sharding=P("data"))
+    with pytest.raises(ValueError, match="splits 62 rows over 4 devices"):
+        loss(features[:62], kernel, labels[:62], row_sharding=NamedSharding(mesh, P("data")))
