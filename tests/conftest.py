@@ -20,18 +20,27 @@ hypothesis.settings.register_profile("default", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("default")
 
 
-jax.config.update("jax_disable_most_optimizations", True)
+# Most of the time goes to compiling. XLA's older emitters, in one piece, take 0.4 of it; later releases lack them.
+QUICK = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config):
+    """`-m "not exact"` compiles quickly, where XLA reads its flags: before the first program of a process."""
+    if "not exact" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] += f" {QUICK}"
 
 
 @pytest.fixture(autouse=True)
-def compile_as_users_do(request):
+def optimize_what_runs_for_long(request):
     """Where only values are compared, compilation takes half the time with little optimization.
 
-    Programs whose last digits, bytes, instructions or time matter are compiled as users compile them: those of modules
-    and tests that are marked `optimized`.
+    Not so for `exact` tests, of last digits, bytes and instructions, and for `optimized` ones, which run for longer
+    than they compile.
     """
-    optimized = request.node.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+    marks = {mark.name for mark in request.node.iter_markers()}
+    jax.config.update("jax_disable_most_optimizations", not marks & {"exact", "optimized"})
     yield
     jax.config.update("jax_disable_most_optimizations", True)
 

@@ -63,7 +63,7 @@ class Rows:
 
     @property
     def has_exact_differences(self) -> bool:
-        """Whether the difference of two z is a number of that dtype, unless one of them is 2^13 times the other."""
+        """Whether z has 16 bits: differences are exact, unless one z is 2^13 times the other, and gradients rounded."""
         return self.logits.dtype.itemsize == 2 and self.transform.softcap is None and self.transform.temperature is None
 
     def z(self) -> Float[Array, "*batch classes"]:

@@ -89,7 +89,7 @@ def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
         weight, total = rows.mean_weights(z)
         values["mean_log_prob"] = -(_weighted_gap(rows, weight, z, top) + total * state.log_total)
     if "entropy" in config.want:
-        terms = forms.exponentials(z, top, rows.has_exact_differences, config.implementation)
+        terms = forms.exponentials(z, top, config.implementation)
         far = _weighted_gap(rows, terms, z, top)
         values["entropy"] = state.log_total + far / (UNIT * (1 + state.others))
     if empty is not None:

@@ -313,7 +313,7 @@ def compiled(length, **options):
     return jax.jit(gradients).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("derivative", ["vjp", "jvp"])
 def test_memory_is_linear_in_the_length(derivative):
     """Compiled only. At 16,384, the weights of 8 heads would take 8.6 GB."""

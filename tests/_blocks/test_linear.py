@@ -345,7 +345,7 @@ def compiled(rows, features, classes, dtype=jnp.float32, **options):
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile()
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_memory_is_the_kernels_gradient_and_one_block(dtype):
     rows, features, classes = 2048, 512, 32768
@@ -359,7 +359,7 @@ def test_memory_is_the_kernels_gradient_and_one_block(dtype):
     assert not re.search(rf"\[{rows},{classes}\]", program.as_text())
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_a_large_problem_still_needs_one_block():
     """N = 65,536, V = 131,072, compiled only: 34 GB of logits, of which a block of 128 rows exists at a time."""
     rows, features, classes = 65536, 64, 131072
@@ -371,7 +371,7 @@ def test_a_large_problem_still_needs_one_block():
     assert program.memory_analysis().temp_size_in_bytes <= 1.02 * allowed
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_three_products():
     """2·N·D·V operations for each of h·W, dz·Wᵀ and hᵀ·dz: three in the body of the one loop, none outside."""
     program = compiled(64, 16, 1000, block_size=16)

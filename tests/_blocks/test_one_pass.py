@@ -38,7 +38,7 @@ def close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=3e-6 * max(np.abs(e).max(initial=0), 0.1))
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize(("reduction", "derivative"), [("mean", "vjp"), ("none", "vjp"), ("sum", "jvp")])
 def test_statistics_are_those_of_the_logits_to_the_bit(reduction, derivative):
     options = {"temperature": 1.5, "softcap": 20.0, "derivative": derivative}
@@ -207,7 +207,7 @@ def test_three_products_with_every_output():
     assert products(loss, *arguments) == 1
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("frozen", ["features", "kernel"])
 def test_two_products_beside_what_is_frozen(frozen):
     """What is compiled: JAX drops the product of a gradient that nobody asks for."""

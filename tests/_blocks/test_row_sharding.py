@@ -44,7 +44,7 @@ def head_sized(compiled):
     return sorted(kind for shapes, kind in sent if re.search(rf"\[{WIDTH},({CLASSES}|{CLASSES // 2})\]", shapes))
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("head", "sent"), [("features", 2), ("classes", 1), ("both", 2)])
 def test_head_is_gathered_and_summed_once_whatever_the_blocks(head, sent, kind):
@@ -64,7 +64,7 @@ def test_head_is_gathered_and_summed_once_whatever_the_blocks(head, sent, kind):
         assert_close(compiled(*given), expected)
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_without_row_sharding_it_is_summed_in_every_block():
     """What is counted is there: in the body of the loop, beside the sum at its end."""
     features, kernel, labels = place(mesh_of("auto"), HEADS["both"])

@@ -324,7 +324,7 @@ def test_two_heads_in_blocks():
         np.testing.assert_allclose(a, e, rtol=0, atol=16 * EPS * max(np.abs(e).max(), 0.01))
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_two_heads_in_blocks_make_no_array_of_all_logits():
     rows, width, classes, block = 4096, 64, 32768, 128
     shapes = jax.eval_shape(functools.partial(head_inputs, rows, width, classes))

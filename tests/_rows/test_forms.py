@@ -9,7 +9,7 @@ from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import row_state
 
-pytestmark = pytest.mark.optimized
+pytestmark = pytest.mark.exact
 
 FORMS = ["cpu", "gpu", "tpu"]
 # On and off multiples of the GPU form's 4 and 16 slices, and below both.

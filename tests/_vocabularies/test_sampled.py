@@ -205,7 +205,7 @@ def compiled_step(classes):
     return jax.jit(step, donate_argnums=0).lower(*arguments, jax.random.key(0)).compile()
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_memory_does_not_grow_with_the_classes():
     small, large = (compiled_step(classes).memory_analysis() for classes in (10_000, 10_000_000))
     assert large.alias_size_in_bytes == 10_000_000 * 16 * 4  # the kernel is changed where it is

@@ -15,7 +15,7 @@ import pytest
 import jsoftmax
 from jsoftmax._rows.exponentials import exponentials
 
-pytestmark = pytest.mark.optimized
+pytestmark = pytest.mark.exact
 
 ROWS, CLASSES = 256, 32_768
 LOGITS = re.compile(rf"\w+\[{ROWS},{CLASSES}\]")

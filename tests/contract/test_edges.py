@@ -16,7 +16,7 @@ from jax.experimental import checkify
 
 import jsoftmax
 
-pytestmark = pytest.mark.optimized
+pytestmark = pytest.mark.exact
 
 INF, NAN = np.inf, np.nan
 FORMS, DERIVATIVES = ["cpu", "gpu", "tpu"], ["vjp", "jvp"]

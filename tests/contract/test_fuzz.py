@@ -8,7 +8,7 @@ import pytest
 
 import jsoftmax
 
-pytestmark = pytest.mark.optimized
+pytestmark = pytest.mark.exact
 
 
 @pytest.mark.parametrize("dtype", fuzz.DTYPES)

@@ -368,7 +368,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_jit_sends_a_few_numbers_per_row_for_logits(layout, kind):
@@ -380,7 +380,7 @@ def test_jit_sends_a_few_numbers_per_row_for_logits(layout, kind):
         assert numbers_per_row(collectives(compiled.compile()), N) == []
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_jit_sends_the_sums_of_gradients_for_features(layout, kind):
@@ -453,7 +453,7 @@ def log_prob_and_entropy(logits, labels, axis_name):
 integer = jsoftmax.softmax_cross_entropy_with_integer_labels
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize(
     ("losses", "gradient", "numbers"),
     [
@@ -477,7 +477,7 @@ def test_numbers_sent_for_each_row(losses, gradient, numbers):
     assert sum(int(np.prod(shape)) for _, shape in collectives(program)) <= numbers * N
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("engine", ["dense", "linear"])
 def test_memory_falls_with_the_number_of_shards(engine):
     sizes = {}
@@ -487,7 +487,7 @@ def test_memory_falls_with_the_number_of_shards(engine):
     assert sizes[8] < sizes[2] / 4 * 1.25  # a few numbers a row remain
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize(("data", "model"), [(2, 4), (1, 8), (8, 1)])
 def test_plan_on_paper_is_what_compiles(data, model):
     """The bytes that the page on planning counts, in the program."""
@@ -496,7 +496,7 @@ def test_plan_on_paper_is_what_compiles(data, model):
     assert sent == {name: getattr(on_paper, name) for name in sent}
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 def test_what_is_sent_is_found():
     """The expressions above read a program that gathers."""
     mesh = mesh_of("8")

@@ -259,7 +259,7 @@ def test_default_rule_has_no_forward_mode():
 ROWS, MANY = 256, 32_000
 
 
-@pytest.mark.optimized
+@pytest.mark.exact
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"z_loss": 1e-4}, {"ignore_index": 0}], ids=str)
 def test_no_temporary_of_the_logits_size(options):
     """Value and gradient of 256 × 32,000 logits, 33 MB, keep less than 2 MB beside them."""

@@ -9,13 +9,13 @@ import optax
 import pytest
 
 import jsoftmax
-from benchmarks import aot, figures, gpu, growth, harness, peers, report, sass
+from benchmarks import aot, figures, gpu, growth, harness, head_sharding, peers, report, sass
 from benchmarks.__main__ import SUBJECTS, main as benchmark
 from jsoftmax import __main__ as command
 from jsoftmax._commands import bench
 from jsoftmax._commands.bench import Program, Row
 
-pytestmark = pytest.mark.optimized
+pytestmark = pytest.mark.exact
 
 BLANK = dict.fromkeys(Row.__dataclass_fields__)
 
@@ -225,3 +225,21 @@ LISTING = """
 def test_instructions_of_a_listing(target, loops):
     """Six that do something; a branch back is a loop, but not the one that ends every kernel."""
     assert sass.counted(LISTING % target) == (6, loops)
+
+
+def test_stored_messages_do_not_depend_on_the_number_of_blocks():
+    heads = json.loads(aot.RESULTS.read_text(encoding="utf-8"))["heads"]
+    assert {(r["head"], r["axes"]) for r in heads} == {(h, k) for h in head_sharding.HEADS for k in head_sharding.KINDS}
+    for found in heads:
+        assert found["sent"] == found["with fewer blocks"]
+        assert sum(found["sent"].values()) == (1 if found["head"] == "classes" else 2)
+
+
+def test_messages_of_a_heads_size_are_counted():
+    program = """
+  %a = bf16[8,64]{1,0} all-gather(%k), channel_id=1
+  %b = (f32[], bf16[8,32]{1,0}) all-reduce(%s, %g), channel_id=2
+  %c = f32[16,8]{1,0} all-reduce(%h), channel_id=3
+"""
+    assert head_sharding.head_sized(program, 8, 64) == {"all-gather": 1, "all-reduce": 1 + 1}
+    assert head_sharding.head_sized(program, 8, 1024) == {}

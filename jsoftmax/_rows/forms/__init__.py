@@ -1,7 +1,7 @@
 """What is computed in another way on another machine, in the same functions a file:
 
     row_state(rows, empty, exact, capped)   the largest logit of each row, and UNIT times the others' exponentials' sum
-    exponentials(z, maximum, exact)         UNIT · e^(z − maximum)
+    exponentials(z, maximum)                UNIT · e^(z − maximum)
     shares(z, maximum, others, exact)       the probabilities, in units and as they are
     place_label(rows, entries, index)       rows with the entries at their labels set
 
@@ -44,8 +44,8 @@ def row_state(rows: Rows, empty: Array | None, implementation: str | None) -> tu
     return choose(implementation, forms, like, bare, empty, results=2)
 
 
-def exponentials(z: Array, maximum: Array, exact: bool, implementation: str | None) -> Array:
-    return choose(implementation, _forms("exponentials", exact), z, z, maximum)
+def exponentials(z: Array, maximum: Array, implementation: str | None) -> Array:
+    return choose(implementation, _forms("exponentials"), z, z, maximum)
 
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool, implementation: str | None) -> tuple[Array, Array]:

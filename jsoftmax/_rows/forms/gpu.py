@@ -28,7 +28,7 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tup
         maximum, lesser = jnp.maximum(left[0], right[0]), jnp.minimum(left[0], right[0])
         above = jnp.where(left[0] >= right[0], left[1], right[1])
         below = jnp.where(left[0] >= right[0], right[1], left[1])
-        return maximum, above + (1 + below / UNIT) * _below(lesser, maximum, exact)
+        return maximum, above + (1 + below / UNIT) * _below(lesser, maximum)
 
     def reduced(maximum: Array, others: Array) -> tuple[Array, Array]:
         init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
@@ -43,38 +43,53 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tup
         one, other = champions[::2], champions[1::2]
         losers += map(jnp.minimum, one, other)
         champions = list(map(jnp.maximum, one, other))
-    others = add_in_pairs([_below(loser, champions[0], exact) for loser in losers])
-    state = reduced(champions[0], others)
+    state = reduced(champions[0], _sum_below(losers, champions[0], exact))
     return merge(state, of_tail) if tail.shape[-1] else state
 
 
-def _below(loser: Array, champion: Array, exact: bool) -> Array:
+def _sum_below(losers: list[Array], champion: Array, exact: bool) -> Array:
+    if not exact:
+        return add_in_pairs([_below(loser, champion) for loser in losers])
+    # float32 has numbers below all 16-bit ones: in place of −∞ they have a rounding error, and need no select.
+    floor = jnp.maximum(champion - (200 + jnp.abs(champion) / 8), jnp.finfo(champion.dtype).min)
+    base = jnp.where(jnp.isneginf(champion), 0, champion)
+    return add_in_pairs([_with_error(*_in_units(jnp.maximum(loser, floor), base)) for loser in losers])
+
+
+def _below(loser: Array, champion: Array) -> Array:
     """UNIT · e^(loser − champion), 0 for two classes of −∞."""
-    return _in_units(loser, jnp.maximum(champion, jnp.finfo(champion.dtype).min), exact)
+    power, error = _in_units(loser, champion)
+    return jnp.where(power > 0, _with_error(power, error), 0)
 
 
-def exponentials(z: Array, maximum: Array, exact: bool) -> Array:
+def exponentials(z: Array, maximum: Array) -> Array:
     """UNIT · e^(z − maximum)."""
-    return _in_units(jnp.minimum(z, maximum), maximum, exact)
+    return _corrected(*_in_units(jnp.minimum(z, maximum), maximum), False)
 
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool) -> tuple[Array, Array]:
     """UNIT · p and p: one exponential and one factor a row. No p that is a normal number is made of one that is not."""
     share, z = 1 / (1 + others), jnp.minimum(z, maximum)
-    difference, error = exact_difference(z, maximum)
-    return _in_units(z, maximum, exact) * share, _corrected(jnp.exp(difference), error, exact) * share
+    scaled, error = _in_units(z, maximum)
+    plain = jnp.exp(z - maximum)
+    return _corrected(scaled, error, exact) * share, _corrected(plain, error, exact) * share
 
 
-def _in_units(z: Array, maximum: Array, exact: bool) -> Array:
+def _in_units(z: Array, maximum: Array) -> tuple[Array, Array]:
+    """UNIT · e^(z − maximum) of the difference as it was rounded, and what the rounding took away."""
     # The square of e^((z − maximum)/2), since e^(z − maximum) may not be a normal number. The unit goes into the bits
     # of one factor's exponent: XLA would move a constant out of the square, which is no normal number then.
     difference, error = exact_difference(z, maximum)
     root = jnp.exp(0.5 * difference)
     form = number_format(z.dtype)
     bits = lax.bitcast_convert_type(root, form.integers) + (UNIT_EXPONENT << form.mantissa)
-    return _corrected(lax.bitcast_convert_type(bits, z.dtype) * root, error, exact)
+    return lax.bitcast_convert_type(bits, z.dtype) * root, error
 
 
 def _corrected(power: Array, error: Array, exact: bool) -> Array:
     # Of numbers far below, the rounding error may be NaN.
-    return power if exact else jnp.where(power == 0, 0, power + power * error)
+    return power if exact else jnp.where(power == 0, 0, _with_error(power, error))
+
+
+def _with_error(power: Array, error: Array) -> Array:
+    return power + power * error
