@@ -30,8 +30,10 @@ demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on
 	@$(BIN)/python examples/digits.py
 
 test: lint ## Lint, check the types and run the tests
-	@echo "==> Running the tests"
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@echo "==> Running the tests that compare values, compiled quickly"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not exact"
+	@echo "==> Running the tests of last digits and of programs, compiled as users do"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m exact
 
 test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes and instructions
 	@echo "==> Compiling"
