@@ -33,6 +33,7 @@ from jsoftmax._losses.distributions import (
     kl_divergence as kl_divergence,
     smooth_labels as smooth_labels,
 )
+from jsoftmax._losses.long_tails import class_balanced_weights as class_balanced_weights
 from jsoftmax._losses.row_losses import LossOptions as LossOptions
 from jsoftmax._losses.sigmoid import (
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,

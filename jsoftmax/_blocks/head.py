@@ -127,7 +127,7 @@ def checked_head(
             continue
         if value is None or isinstance(value, str) or (checks.known(value) and jnp.ndim(value) == 0):
             known[name] = value if value is None or isinstance(value, str | int) else float(value)
-        elif jnp.ndim(value) == 0 or name == "class_weights":
+        elif jnp.ndim(value) == 0 or name in ("class_weights", "logit_adjustment"):
             shared[name] = jnp.asarray(value)
         else:
             each[name] = checks.scalar_or_rows(name, value, batch).reshape(-1)

@@ -1,6 +1,4 @@
-"""The classes that a sampled loss compares, and their logits before any correction."""
-
-from typing import Any
+"""The classes that a sampled loss compares, and their logits before any option."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,8 +8,6 @@ from jsoftmax._blocks.projection import project
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.logits import transform_logits
-from jsoftmax._rows.options import LogitOptions, logit_transform
 from jsoftmax._vocabularies.drawing import Sample
 
 
@@ -60,9 +56,9 @@ def candidate_logits(
     true_at: Array,
     sampled_at: Array,
     transposed: bool,
-    options: LogitOptions,
+    derivative: str,
 ) -> Array:
-    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones. Capped, cooled.
+    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones.
 
     `true_at` (rows, num_true) and `sampled_at` are where the kernel has them. They are read apart: of the gradient of
     one read of both, whose number need not divide by the devices, XLA counts class 0 twice where it splits the rows.
@@ -75,15 +71,8 @@ def candidate_logits(
     own, shared = read(true_at).astype(features.dtype), read(sampled_at)
     dtype = compute_dtype(features.dtype)
     true = jnp.einsum("nd,ntd->nt", features, own, preferred_element_type=dtype)
-    z = jnp.concatenate([true, project(features, shared, True, options.get("derivative", "vjp"))], axis=1)
+    z = jnp.concatenate([true, project(features, shared, True, derivative)], axis=1)
     if bias is not None:
         own, shared = (jnp.asarray(bias)[at].astype(dtype) for at in (true_at, sampled_at))
         z = z + jnp.concatenate([own, jnp.broadcast_to(shared, (rows, shared.size))], axis=1)
-    return warmed(z, options)
-
-
-def warmed(z: Array, options: LogitOptions) -> Array:
-    """Soft cap and temperature, taken out of the options: they act before what is subtracted."""
-    given: Any = options
-    acting: Any = {name: given.pop(name) for name in ("softcap", "temperature") if name in given}
-    return transform_logits(z, logit_transform(None, acting, z.shape[:1], z.dtype))
+    return z
