@@ -1,6 +1,6 @@
 """Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
 
-from jsoftmax import categorical as categorical
+from jsoftmax import categorical as categorical, ranking as ranking
 from jsoftmax._attention.attention import dot_product_attention as dot_product_attention
 from jsoftmax._blocks.blockwise import blockwise as blockwise
 from jsoftmax._blocks.head import default_block_size as default_block_size

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -143,12 +143,17 @@ def in_blocks(
     head: Head, compute: str, block_size: int | None, with_statistics: bool = False, skip: bool = False
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
+    block = _Block(compute, with_statistics, head.transposed, tuple(sorted(head.known.items())))
+    return run_blocks(head, block, block_size, skip)
+
+
+def run_blocks(head: Head, block: Callable, block_size: int | None, skip: bool = False) -> Any:
+    """A computation on one block, `block(dtypes, params, rows)`, for all rows."""
     params, rows, known = head.params, dict(head.rows), head.known
     if block_size is None:
         block_size = default_block_size(params["kernel"].shape[0 if head.transposed else 1], rows["features"].dtype)
     elif block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    block = _Block(compute, with_statistics, head.transposed, tuple(sorted(known.items())))
     shards = class_shards(known["axis_name"])
     # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
     params, rows = vary_floats((params, rows), axes_of(params, rows) - set(shards.names))

@@ -36,7 +36,7 @@ def class_balanced_weights(counts: ArrayLike, beta: float = 0.999) -> Array:
         >>> import jax.numpy as jnp, jsoftmax
         >>> jnp.set_printoptions(precision=4)
         >>> print(jsoftmax.class_balanced_weights(jnp.array([1000, 100, 10]), beta=0.999))
-        [0.0419 0.2784 2.6797]
+        [0.0422 0.28   2.6778]
 
     References:
         Cui et al., *Class-Balanced Loss Based on Effective Number of Samples*, 2019.

@@ -62,7 +62,7 @@ def transform_logits(
     """The logits that enter softmax, in the dtype in which rows are computed. A margin needs to know the labels."""
     z = logits.astype(compute_dtype(logits.dtype))
     if transform.moves_label:
-        z = jnp.where(is_label, with_margins(z, transform.margin, transform.angular_margin), z)
+        z = jnp.where(jnp.asarray(is_label), with_margins(z, transform.margin, transform.angular_margin), z)
     if transform.where is not None:
         z = jnp.where(transform.where, z, -jnp.inf)
     if transform.softcap is not None:

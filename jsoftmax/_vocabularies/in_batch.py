@@ -73,7 +73,8 @@ def in_batch_softmax_cross_entropy(
         log_q = checks.float_array("log_q", log_q).astype(z.dtype)
         checks.has_shape("log_q", log_q, (count,), "one number for each item")
         adjustment = options.get("logit_adjustment")
-        options["logit_adjustment"] = -lax.stop_gradient(log_q) + (0 if adjustment is None else adjustment)
+        log_q = lax.stop_gradient(log_q)
+        options["logit_adjustment"] = -log_q if adjustment is None else jnp.asarray(adjustment) - log_q
     labels, where = jnp.arange(rows), None
     if item_ids is not None:
         item_ids = checks.integer_array("item_ids", item_ids)
