@@ -3,6 +3,11 @@
 from jsoftmax import categorical as categorical, ranking as ranking
 from jsoftmax._attention.attention import dot_product_attention as dot_product_attention
 from jsoftmax._blocks.blockwise import blockwise as blockwise
+from jsoftmax._blocks.contrast import (
+    ContrastiveOptions as ContrastiveOptions,
+    contrastive_loss as contrastive_loss,
+    sigmoid_contrastive_loss as sigmoid_contrastive_loss,
+)
 from jsoftmax._blocks.head import default_block_size as default_block_size
 from jsoftmax._blocks.linear import (
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,

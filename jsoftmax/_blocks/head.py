@@ -33,7 +33,7 @@ def default_block_size(classes: int, dtype) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class Block:
     """The dense computation on one block of rows; hashable, so that each program is compiled once."""
 
     compute: str  # "statistics", "losses" or their "sum"
@@ -51,7 +51,7 @@ class _Block:
         logits = project(features, params["kernel"], self.kernel_transposed, options.get("derivative", "vjp"))
         if params["bias"] is not None:
             logits = logits + jnp.broadcast_to(params["bias"].astype(logits.dtype), logits.shape)
-        where = None if params["where"] is None else jnp.broadcast_to(params["where"], logits.shape)
+        rows, where = self.targets(params, rows, logits.shape)
         if self.compute == "statistics":
             return self._statistics(logits, where, rows, options), ()
         losses = row_losses(
@@ -61,6 +61,10 @@ class _Block:
             losses = losses * rows["weights"]
         aux = self._statistics(jax.lax.stop_gradient(logits), where, rows, options) if self.with_statistics else ()
         return (jnp.sum(losses) if self.compute == "sum" else losses), aux
+
+    def targets(self, params: dict, rows: dict, shape: tuple[int, ...]) -> tuple[dict, Array | None]:
+        """The rows with their labels, and which classes take part in logits of this shape."""
+        return rows, None if params["where"] is None else jnp.broadcast_to(params["where"], shape)
 
     def _statistics(self, logits: Array, where: Array | None, rows: dict, options: dict) -> SoftmaxStatistics:
         """Of rows that do not count, zeros: their labels need be no classes."""
@@ -143,7 +147,7 @@ def in_blocks(
     head: Head, compute: str, block_size: int | None, with_statistics: bool = False, skip: bool = False
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
-    block = _Block(compute, with_statistics, head.transposed, tuple(sorted(head.known.items())))
+    block = Block(compute, with_statistics, head.transposed, tuple(sorted(head.known.items())))
     return run_blocks(head, block, block_size, skip)
 
 

@@ -3,11 +3,11 @@
 import functools
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import metric_learning as peer
 import numpy as np
 import oracle
 import pytest
@@ -15,9 +15,6 @@ from jax.sharding import Mesh, PartitionSpec as P
 from jax.test_util import check_grads
 
 import jsoftmax
-
-sys.path.append(str(Path(__file__).parents[1] / "_blocks"))
-import metric_learning as peer
 
 PEERS = json.loads(Path(peer.__file__).with_suffix(".json").read_text(encoding="utf-8"))
 integer_loss = jsoftmax.softmax_cross_entropy_with_integer_labels

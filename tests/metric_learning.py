@@ -1,8 +1,8 @@
 """Makes metric_learning.json: losses and gradients of PyTorch peers in float64, for tests of margins and contrast.
 
-Run by hand, in an environment of its own: python tests/_blocks/metric_learning.py. The numbers beside it come from
-torch 2.15.0 and pytorch-metric-learning 2.9.0 on Python 3.12. The losses of CLIP and SigLIP are the formulas of their
-papers (Radford et al. 2021, figure 3; Zhai et al. 2023, algorithm 1) on torch's own functions.
+Run by hand, in an environment of its own: python tests/metric_learning.py. The numbers beside it come
+from torch 2.15.0 and pytorch-metric-learning 2.9.0 on Python 3.12. The losses of CLIP and SigLIP are the formulas of
+their papers (Radford et al. 2021, figure 3; Zhai et al. 2023, algorithm 1) on torch's own functions.
 """
 
 import json
