@@ -57,6 +57,7 @@ from jsoftmax._policies.preferences import preference_loss as preference_loss, s
 from jsoftmax._rows.options import LogitOptions as LogitOptions
 from jsoftmax._vocabularies.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from jsoftmax._vocabularies.candidate_logits import touched_classes as touched_classes
+from jsoftmax._vocabularies.candidates import candidate_softmax_cross_entropy as candidate_softmax_cross_entropy
 from jsoftmax._vocabularies.drawing import Sample as Sample, Sampler as Sampler
 from jsoftmax._vocabularies.hierarchical import (
     TopClasses as TopClasses,

@@ -152,7 +152,7 @@ def sampled_softmax_cross_entropy(
     if remove_accidental_hits:
         hits = jnp.any((labels[..., None] == sample.classes[None, None]) & counted[..., None], axis=1)
     where = jnp.concatenate([counted, ~hits], axis=1)
-    return _losses(z, correction, known, counted, where, options).reshape(batch)
+    return losses_of_candidates(z, correction, known, counted, where, options).reshape(batch)
 
 
 def _checked_sampler(sampler: Sampler | None, held: int, gathered: bool) -> Sampler:
@@ -178,7 +178,7 @@ def _drawn(sampler: Sampler, key: Array | Sample, num_sampled: int | None) -> Sa
     return sampler.sample(key, num_sampled)
 
 
-def _losses(
+def losses_of_candidates(
     z: Array, correction: Array | None, known: Array, counted: Array, where: Array, options: SampledLossOptions
 ) -> Array:
     """The labels are the first classes of each row, and share the target."""
