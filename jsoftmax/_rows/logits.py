@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.dtypes import compute_dtype, rounded
 from jsoftmax._rows.margins import with_margins
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
 
@@ -61,6 +61,8 @@ def transform_logits(
 ) -> Float[Array, "*batch classes"]:
     """The logits that enter softmax, in the dtype in which rows are computed. A margin needs to know the labels."""
     z = logits.astype(compute_dtype(logits.dtype))
+    if not transform.unmasked.is_identity:
+        z = rounded(z)
     if transform.moves_label:
         z = jnp.where(jnp.asarray(is_label), with_margins(z, transform.margin, transform.angular_margin), z)
     if transform.where is not None:
@@ -73,7 +75,7 @@ def transform_logits(
             warmest = shards.max(jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf)))
         z = _divide(z, transform.temperature, warmest)
     if transform.adjustment is not None:
-        z = z + jnp.broadcast_to(transform.adjustment, z.shape)
+        z = rounded(z) + jnp.broadcast_to(transform.adjustment, z.shape)
     return z
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax._rows.dtypes import rounded
+
 
 def with_margins(z: Array, margin: Array | None, angular_margin: Array | None) -> Array:
     """What the logits `z` would be as labels; margins that fit its rank."""
@@ -23,8 +25,8 @@ def with_margins(z: Array, margin: Array | None, angular_margin: Array | None) -
 def _turned(cosine: Array, angle: Array) -> Array:
     """cos(θ + angle). A cosine that rounding left above 1 has a sine of 0."""
     sine = jnp.sqrt(jnp.maximum((1 - cosine) * (1 + cosine), 0))
-    turned = cosine * jnp.cos(angle) - sine * jnp.sin(angle)
-    return jnp.where(_is_beyond(cosine, angle), cosine - angle * jnp.sin(angle), turned)
+    turned = rounded(cosine * jnp.cos(angle)) - rounded(sine * jnp.sin(angle))
+    return jnp.where(_is_beyond(cosine, angle), cosine - rounded(angle * jnp.sin(angle)), turned)
 
 
 @_turned.defjvp

@@ -186,6 +186,30 @@ def test_confident_rows_keep_their_digits():
         assert np.all(np.asarray(value) < 1e-10)
 
 
+TO_ROUND_ALIKE = {
+    "temperature": {},
+    "margin": {"margin": 0.1},
+    "angular": {"angular_margin": 0.3},
+    "adjusted": {"logit_adjustment": np.float32(RANDOM.normal(size=64))},
+}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("temperature", [1 / 64, 0.017])
+@pytest.mark.parametrize("name", TO_ROUND_ALIKE)
+def test_row_and_label_are_rounded_alike(name, temperature):
+    """Losses below 1e−12 with a product in front: two ways to round a logit would be 4e−6 apart."""
+    random = np.random.default_rng(1)
+    cosines, labels = random.uniform(-0.5, 0.3, size=(512, 64)), random.integers(0, 64, size=512)
+    cosines[np.arange(512), labels] = random.uniform(0.95, 0.999, size=512)
+
+    @jax.jit
+    def loss(cosines):
+        return integer_loss(cosines * np.float32(1.0000001), labels, temperature=temperature, **TO_ROUND_ALIKE[name])
+
+    assert np.all(np.asarray(loss(cosines.astype(np.float32))) < 1e-12)
+
+
 @pytest.mark.parametrize("derivative", ["vjp", "jvp"])
 def test_idle_and_masked_rows(derivative):
     """An ignored row of NaN has a gradient of 0; a label of −∞ has an infinite loss, and a finite gradient."""
