@@ -48,7 +48,7 @@ def in_batch_softmax_cross_entropy(
         ValueError: shapes that do not fit, or an option out of range.
 
     Derivatives: with respect to queries, items and temperature; every mode with `derivative="jvp"`. Memory: the logits
-    `(batch, items)`.
+    `(batch, items)`; where they are too many, see `contrastive_loss`.
 
     Example:
         >>> import jax.numpy as jnp, jsoftmax
