@@ -61,9 +61,8 @@ def transform_logits(
 ) -> Float[Array, "*batch classes"]:
     """The logits that enter softmax, in the dtype in which rows are computed. A margin needs to know the labels."""
     z = logits.astype(compute_dtype(logits.dtype))
-    if not transform.unmasked.is_identity:
-        z = rounded(z)
     if transform.moves_label:
+        z = rounded(z)
         z = jnp.where(jnp.asarray(is_label), with_margins(z, transform.margin, transform.angular_margin), z)
     if transform.where is not None:
         z = jnp.where(transform.where, z, -jnp.inf)
@@ -73,7 +72,7 @@ def transform_logits(
         warmest = None
         if transform.may_freeze:
             warmest = shards.max(jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf)))
-        z = _divide(z, transform.temperature, warmest)
+        z = _divide(rounded(z), transform.temperature, warmest)
     if transform.adjustment is not None:
         z = rounded(z) + jnp.broadcast_to(transform.adjustment, z.shape)
     return z
