@@ -1,8 +1,13 @@
 """Softmax and its losses for JAX: right to the last digits, light in memory, in every derivative mode."""
 
-from jsoftmax import categorical as categorical
+from jsoftmax import categorical as categorical, ranking as ranking
 from jsoftmax._attention.attention import dot_product_attention as dot_product_attention
 from jsoftmax._blocks.blockwise import blockwise as blockwise
+from jsoftmax._blocks.contrast import (
+    ContrastiveOptions as ContrastiveOptions,
+    contrastive_loss as contrastive_loss,
+    sigmoid_contrastive_loss as sigmoid_contrastive_loss,
+)
 from jsoftmax._blocks.head import default_block_size as default_block_size
 from jsoftmax._blocks.linear import (
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,
@@ -33,6 +38,7 @@ from jsoftmax._losses.distributions import (
     kl_divergence as kl_divergence,
     smooth_labels as smooth_labels,
 )
+from jsoftmax._losses.long_tails import class_balanced_weights as class_balanced_weights
 from jsoftmax._losses.row_losses import LossOptions as LossOptions
 from jsoftmax._losses.sigmoid import (
     sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
@@ -51,6 +57,7 @@ from jsoftmax._policies.preferences import preference_loss as preference_loss, s
 from jsoftmax._rows.options import LogitOptions as LogitOptions
 from jsoftmax._vocabularies.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from jsoftmax._vocabularies.candidate_logits import touched_classes as touched_classes
+from jsoftmax._vocabularies.candidates import candidate_softmax_cross_entropy as candidate_softmax_cross_entropy
 from jsoftmax._vocabularies.drawing import Sample as Sample, Sampler as Sampler
 from jsoftmax._vocabularies.hierarchical import (
     TopClasses as TopClasses,

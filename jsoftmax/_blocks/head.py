@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ def default_block_size(classes: int, dtype) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class Block:
     """The dense computation on one block of rows; hashable, so that each program is compiled once."""
 
     compute: str  # "statistics", "losses" or their "sum"
@@ -52,7 +52,7 @@ class _Block:
         logits = project(features, params["kernel"], self.kernel_transposed, options.get("derivative", "vjp"))
         if params["bias"] is not None:
             logits = logits + jnp.broadcast_to(params["bias"].astype(logits.dtype), logits.shape)
-        where = None if params["where"] is None else jnp.broadcast_to(params["where"], logits.shape)
+        rows, where = self.targets(params, rows, logits.shape)
         if self.compute == "statistics":
             return self._statistics(logits, where, rows, options), ()
         losses = row_losses(
@@ -62,6 +62,10 @@ class _Block:
             losses = losses * rows["weights"]
         aux = self._statistics(jax.lax.stop_gradient(logits), where, rows, options) if self.with_statistics else ()
         return (jnp.sum(losses) if self.compute == "sum" else losses), aux
+
+    def targets(self, params: dict, rows: dict, shape: tuple[int, ...]) -> tuple[dict, Array | None]:
+        """The rows with their labels, and which classes take part in logits of this shape."""
+        return rows, None if params["where"] is None else jnp.broadcast_to(params["where"], shape)
 
     def _statistics(self, logits: Array, where: Array | None, rows: dict, options: dict) -> SoftmaxStatistics:
         """Of rows that do not count, zeros: their labels need be no classes."""
@@ -128,7 +132,7 @@ def checked_head(
             continue
         if value is None or isinstance(value, str) or (checks.known(value) and jnp.ndim(value) == 0):
             known[name] = value if value is None or isinstance(value, str | int) else float(value)
-        elif jnp.ndim(value) == 0 or name == "class_weights":
+        elif jnp.ndim(value) == 0 or name in ("class_weights", "logit_adjustment"):
             shared[name] = jnp.asarray(value)
         else:
             each[name] = checks.scalar_or_rows(name, value, batch).reshape(-1)
@@ -149,12 +153,17 @@ def in_blocks(
     skip: bool = False,
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
+    block = Block(compute, with_statistics, head.transposed, tuple(sorted(head.known.items())))
+    return run_blocks(head, block, block_size, skip)
+
+
+def run_blocks(head: Head, block: Callable, block_size: int | None, skip: bool = False) -> Any:
+    """A computation on one block, `block(dtypes, params, rows)`, for all rows."""
     params, rows, known = head.params, dict(head.rows), head.known
     if block_size is None:
         block_size = default_block_size(params["kernel"].shape[0 if head.transposed else 1], rows["features"].dtype)
     elif block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    block = _Block(compute, with_statistics, head.transposed, tuple(sorted(known.items())))
     shards = class_shards(known["axis_name"])
     # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
     params, rows = vary_floats((params, rows), axes_of(params, rows) - set(shards.names))

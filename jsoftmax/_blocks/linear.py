@@ -58,14 +58,15 @@ def linear_softmax_cross_entropy(
         kernel_transposed: whether kernel is `(classes, features)`, such as the embedding of a model that ties the two.
         block_size: rows at a time; None for `default_block_size`.
         return_statistics: whether to return `SoftmaxStatistics` of each row as well, for metrics: accuracy, perplexity,
-            entropy, z. From the same products, not differentiated; zeros for rows that do not count.
+            entropy, z. From the same products, not differentiated; zeros for rows that do not count. They are of the
+            logits without margins or adjustment.
         skip_rows: whether rows of weight 0 or with an ignored label are left out of the products. The others are
             gathered in front of them, and time falls with their share; not with `derivative="jvp"`. Where XLA splits
             the rows over devices, say so by `row_sharding`, so that each skips its own.
         row_sharding: how XLA splits the rows over devices: `features.sharding`, or a `PartitionSpec` on the mesh of
             `jax.set_mesh`. Each device then has blocks of its own, the kernel is gathered and its gradient summed once
             a step and not once a block. Known by itself for axes of type Explicit; not needed inside `shard_map`.
-        **options: see `LossOptions`; `temperature`, `label_smoothing` and `z_loss` also one a row.
+        **options: see `LossOptions`; `temperature`, `label_smoothing`, `z_loss` and margins also one a row.
 
     Returns:
         A scalar, or `(*batch,)`, in nats: float32, or float64 for float64 features. With `return_statistics`, a pair of

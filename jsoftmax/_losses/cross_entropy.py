@@ -38,7 +38,7 @@ def softmax_cross_entropy(
         where: boolean, of the shape of `logits` or broadcasting to it, or of the batch's shape: the classes that take
             part. What it masks is never read; a row without any class gives 0.
         **options: see `LossOptions`: `temperature`, `softcap`, `label_smoothing`, `smoothing`, `z_loss`,
-            `class_weights`, `derivative`, `implementation`.
+            `class_weights`, `logit_adjustment`, `derivative`, `implementation`.
 
     Returns:
         The loss of each row in nats, of the batch's shape: float32 for float16 and bfloat16 logits, else in the logits'
@@ -89,7 +89,8 @@ def softmax_cross_entropy_with_integer_labels(
         where: boolean, of the shape of `logits` or broadcasting to it, or of the batch's shape: the classes that take
             part. What it masks is never read; a label that it masks gives +∞, a row without any class 0.
         **options: see `LossOptions`: `temperature`, `softcap`, `label_smoothing`, `smoothing`, `z_loss`,
-            `class_weights`, `ignore_index`, `derivative`, `implementation`.
+            `class_weights`, `ignore_index`, `margin`, `angular_margin`, `logit_adjustment`, `derivative`,
+            `implementation`.
 
     Returns:
         The loss of each row in nats, of the batch's shape: float32 for float16 and bfloat16 logits, else in the logits'

@@ -5,10 +5,12 @@ A loss is a function f of log p_y, and the options act on it in this order:
     loss = (1 − ε)·w_y·f(log p_y) − ε·Σ_j (w_j / K) log p_j + λ·logsumexp²
 
 with ε the label smoothing, w the class weights and λ the z-loss. Rows that are ignored or have no class left count 0.
+Margins and the adjustment of logits act before, where logits are made (`_rows/logits.py`).
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -19,6 +21,7 @@ from jax.typing import ArrayLike
 
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
+from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.probabilities import row_shares
 from jsoftmax._rows.reports import report_values
@@ -29,7 +32,14 @@ SMOOTHINGS = ("uniform", "others")
 RowLoss = Callable[[Array], Array]  # log p_y to loss; a pytree if it has parameters
 
 
-class LossOptions(LogitOptions, total=False):
+class MarginOptions(LogitOptions, total=False):
+    """Options that act on the label's logit, before all others."""
+
+    margin: ArrayLike
+    angular_margin: ArrayLike
+
+
+class LossOptions(MarginOptions, total=False):
     """Options of softmax losses.
 
     label_smoothing: the share ε of the target that goes to other classes; a number, traced if need be, or one a row.
@@ -38,6 +48,13 @@ class LossOptions(LogitOptions, total=False):
     z_loss: λ of the penalty λ·logsumexp² that keeps logits near normalized (Chowdhery et al. 2022).
     class_weights: (classes,) factors of the classes' terms in the loss, as in PyTorch; differentiable.
     ignore_index: rows with this integer label give loss 0 and gradient 0, whatever their logits hold.
+    margin: m that comes off the label's logit, before soft cap and temperature; one number, or one a row (CosFace, Wang
+        et al. 2018; AM-softmax). The scale of these papers is 1 / temperature.
+    angular_margin: m, from 0 to π/2, by which the label's angle grows: its logit is taken to be a cosine cos θ and
+        becomes cos(θ + m), or cos θ − m sin m where θ + m is beyond π (ArcFace, Deng et al. 2019). With both, `margin`
+        comes off the result. Both need integer labels.
+    logit_adjustment: (classes,) numbers added to the logits after the temperature: τ·log of the classes' frequencies,
+        for long tails (Menon et al. 2021). Predict without it. Differentiable, as the margins are.
     """
 
     label_smoothing: ArrayLike
@@ -45,6 +62,7 @@ class LossOptions(LogitOptions, total=False):
     z_loss: ArrayLike
     class_weights: ArrayLike | None
     ignore_index: int | None
+    logit_adjustment: ArrayLike | None
 
 
 @functools.partial(
@@ -91,7 +109,8 @@ def row_losses(
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}; a loss needs one")
     terms, class_weights = _checked_terms(rows, options)
     config = Config((), options.get("implementation"), options.get("derivative", "vjp"))
-    rows = dataclasses.replace(rows, class_weights=class_weights, active=active)
+    transform = _checked_transform(rows, options)
+    rows = dataclasses.replace(rows, transform=transform, class_weights=class_weights, active=active)
     return _row_losses(row_loss, rows, terms, numbers, config)
 
 
@@ -116,6 +135,27 @@ def _checked_terms(rows: Rows, options: LossOptions) -> tuple[Terms, Array | Non
         class_weights = checks.float_array("class_weights", class_weights).astype(rows.dtype)
         checks.has_shape("class_weights", class_weights, (classes,), "one factor for each class")
     return Terms(**numbers, smoothing=smoothing, ignore_index=ignore_index), class_weights
+
+
+def _checked_transform(rows: Rows, options: LossOptions) -> Transform:
+    """With margins and adjustment."""
+    batch, added = rows.logits.shape[:-1], {}
+    for name in ("margin", "angular_margin"):
+        value = options.get(name, 0.0)
+        if checks.is_known(value, 0.0):
+            continue
+        if rows.integer_labels is None:
+            raise ValueError(f"{name} needs integer labels, of which each row has one; got dense labels")
+        value = checks.scalar_or_rows(name, jnp.asarray(value, rows.dtype), batch)
+        added[name] = value[..., None] if value.ndim else value
+    checks.within("angular_margin", options.get("angular_margin", 0.0), 0.0, math.pi / 2)
+    adjustment = options.get("logit_adjustment")
+    if adjustment is not None:
+        adjustment = checks.float_array("logit_adjustment", adjustment).astype(rows.dtype)
+        if adjustment.shape != rows.logits.shape:
+            checks.has_shape("logit_adjustment", adjustment, rows.logits.shape[-1:], "one number for each class")
+        added["adjustment"] = adjustment
+    return dataclasses.replace(rows.transform, **added)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,7 +1,8 @@
-"""From the caller's logits to the ones softmax sees: class mask, soft cap, temperature, in this order.
+"""From the caller's logits to the ones softmax sees: class mask, soft cap, temperature, adjustment, in this order.
 
-    z = cap · tanh(logits / cap) / temperature        −∞ where a class is masked
+    z = cap · tanh(logits / cap) / temperature + adjustment        −∞ where a class is masked
 
+At the label, a margin comes off first (`margins.py`).
 A logit of −∞ is a mask too and stays −∞ under any cap and temperature. Temperature 0 is the limit from above:
 0 for a row's largest logits, −∞ for the others, and no gradient.
 """
@@ -13,15 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from jsoftmax._rows.dtypes import compute_dtype
+from jsoftmax._rows.dtypes import compute_dtype, rounded
+from jsoftmax._rows.margins import with_margins
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["where", "softcap", "temperature"],
+    data_fields=["where", "softcap", "temperature", "margin", "angular_margin", "adjustment"],
     meta_fields=["may_freeze"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +34,36 @@ class Transform:
     where: Any = None  # (*batch, classes) or (classes,), True for a class that takes part
     softcap: Any = None  # a scalar
     temperature: Any = None  # (*batch, 1) or a scalar
+    margin: Any = None  # (*batch, 1) or a scalar, as the next
+    angular_margin: Any = None
+    adjustment: Any = None  # (*batch, classes) or (classes,)
     may_freeze: bool = False  # whether the temperature may turn out to be 0
 
     @property
     def is_identity(self) -> bool:
-        return self.where is None and self.softcap is None and self.temperature is None
+        return not jax.tree.leaves(self)
+
+    @property
+    def moves_label(self) -> bool:
+        return self.margin is not None or self.angular_margin is not None
+
+    @property
+    def unmasked(self) -> "Transform":
+        """What can be differentiated."""
+        return dataclasses.replace(self, where=None)
 
 
 def transform_logits(
-    logits: Float[Array, "*batch classes"], transform: Transform, shards: ClassShards = UNSPLIT
+    logits: Float[Array, "*batch classes"],
+    transform: Transform,
+    shards: ClassShards = UNSPLIT,
+    is_label: Bool[Array, "*batch classes"] | None = None,
 ) -> Float[Array, "*batch classes"]:
-    """The logits that enter softmax, in the dtype in which rows are computed."""
+    """The logits that enter softmax, in the dtype in which rows are computed. A margin needs to know the labels."""
     z = logits.astype(compute_dtype(logits.dtype))
+    if transform.moves_label:
+        z = rounded(z)
+        z = jnp.where(jnp.asarray(is_label), with_margins(z, transform.margin, transform.angular_margin), z)
     if transform.where is not None:
         z = jnp.where(transform.where, z, -jnp.inf)
     if transform.softcap is not None:
@@ -52,7 +72,9 @@ def transform_logits(
         warmest = None
         if transform.may_freeze:
             warmest = shards.max(jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, initial=-jnp.inf)))
-        z = _divide(z, transform.temperature, warmest)
+        z = _divide(rounded(z), transform.temperature, warmest)
+    if transform.adjustment is not None:
+        z = rounded(z) + jnp.broadcast_to(transform.adjustment, z.shape)
     return z
 
 

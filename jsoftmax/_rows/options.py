@@ -56,7 +56,7 @@ def logit_transform(where: Array | None, options: LogitOptions, batch: tuple[int
         may_freeze = not checks.known(temperature) or bool(np.any(np.asarray(temperature) == 0))
         temperature = checks.scalar_or_rows("temperature", jnp.asarray(temperature, dtype), batch)
         temperature = jnp.broadcast_to(temperature, batch)[..., None]
-    return Transform(where, softcap, temperature, may_freeze)
+    return Transform(where, softcap, temperature, may_freeze=may_freeze)
 
 
 def checked_rows(

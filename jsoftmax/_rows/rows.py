@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Integer
 
 from jsoftmax._rows.dtypes import compute_dtype
@@ -64,11 +64,14 @@ class Rows:
     @property
     def has_exact_differences(self) -> bool:
         """Whether z has 16 bits: differences are exact, unless one z is 2^13 times the other, and gradients rounded."""
-        return self.logits.dtype.itemsize == 2 and self.transform.softcap is None and self.transform.temperature is None
+        return self.logits.dtype.itemsize == 2 and self.transform.unmasked.is_identity
 
     def z(self) -> Float[Array, "*batch classes"]:
         """The logits that enter softmax."""
-        return transform_logits(self.logits, self.transform, self.shards)
+        if not self.transform.moves_label:
+            return transform_logits(self.logits, self.transform, self.shards)
+        classes = lax.broadcasted_iota(jnp.int32, self.logits.shape, self.logits.ndim - 1)
+        return transform_logits(self.logits, self.transform, self.shards, self._is_label(classes))
 
     def empty(self) -> Array | None:
         """Rows whose classes are all masked by `where`; None without a mask."""
@@ -79,10 +82,15 @@ class Rows:
         """z of some classes of each row, (*batch, any number), without computing the others."""
         if self.transform.may_freeze:
             return jnp.take_along_axis(self.z(), classes, axis=-1)
-        where = self._where()
-        mask = None if where is None else jnp.take_along_axis(where, classes, axis=-1)
+
+        def take(array: Array | None) -> Array | None:
+            wide = None if array is None else jnp.broadcast_to(array, self.logits.shape)
+            return None if wide is None else jnp.take_along_axis(wide, classes, axis=-1)
+
         logits = jnp.take_along_axis(self.logits, classes, axis=-1)
-        return transform_logits(logits, dataclasses.replace(self.transform, where=mask), self.shards)
+        there = {"where": take(self.transform.where), "adjustment": take(self.transform.adjustment)}
+        transform = dataclasses.replace(self.transform, **there)
+        return transform_logits(logits, transform, self.shards, self._is_label(classes))
 
     def maximum(self) -> Float[Array, "*batch"]:
         """The largest z of each row, of this shard's."""
@@ -121,6 +129,13 @@ class Rows:
             return jnp.where(allowed, 1 / count[..., None], 0), jnp.ones_like(count)
         share = jnp.where(allowed, jnp.broadcast_to(self.class_weights, z.shape), 0) / count[..., None]
         return share, self.shards.sum(jnp.sum(share, axis=-1))
+
+    def _is_label(self, classes: Integer[Array, "*batch some"]) -> Bool[Array, "*batch some"] | None:
+        """Where the labels are among this shard's `classes`, if it matters."""
+        if not self.transform.moves_label:
+            return None
+        labels = self.local_labels
+        return classes.astype(jnp.int32) == jnp.where(self.is_class(labels), labels, -1).astype(jnp.int32)[..., None]
 
     def _where(self) -> Array | None:
         where = self.transform.where

@@ -27,7 +27,6 @@ from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
 from jsoftmax._rows.labels import is_class, label_index, take_label
-from jsoftmax._rows.logits import Transform, transform_logits
 from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import RowState, row_state
@@ -146,13 +145,11 @@ def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | Non
     active = functools.reduce(jnp.logical_or, [bar != 0 for bar in bars])
     shares = _shares(config, rows, state)
     slope = functools.partial(_slope, config, rows, entropy, shares, cotangent, active)
-    transform_bar = Transform(may_freeze=rows.transform.may_freeze)
     if rows.transform.is_identity:
-        logits_bar = slope(rows.logits.dtype)
+        logits_bar, transform_bar = slope(rows.logits.dtype), rows.transform
     else:
         apply, at = _differentiable(rows)
-        logits_bar, softcap_bar, temperature_bar = jax.vjp(apply, *at)[1](slope(state.maximum.dtype))
-        transform_bar = dataclasses.replace(transform_bar, softcap=softcap_bar, temperature=temperature_bar)
+        logits_bar, transform_bar = jax.vjp(apply, *at)[1](slope(state.maximum.dtype))
     labels_bar = weights_bar = None
     log_p = _usable_log_p(shares[0], active)
     if rows.dense_labels is not None and cotangent.log_prob is not None:
@@ -168,10 +165,8 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
     """The tangents of the statistics: the sum over classes of slope times dz."""
     apply, at = _differentiable(rows)
     along = _differentiable(rows_dot)[1]
-    along = [
-        jnp.zeros_like(x) if x_dot is None and x is not None else x_dot for x, x_dot in zip(at, along, strict=True)
-    ]
-    _, z_dot = jax.jvp(apply, at, tuple(along))
+    along = jax.tree.map(lambda x, x_dot: jnp.zeros_like(x) if x_dot is None else x_dot, at, along)
+    _, z_dot = jax.jvp(apply, at, along)
     shares = _shares(config, rows, state)
     active = jnp.ones(state.maximum.shape, bool) if rows.active is None else rows.active
     log_p = _usable_log_p(shares[0], active)
@@ -191,13 +186,13 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
 
 
 def _differentiable(rows: Rows):
-    """transform_logits as a function of what can be differentiated in it, and the point at which it is taken."""
+    """z as a function of what can be differentiated in it, and the point at which it is taken."""
 
-    def apply(logits, softcap, temperature):
-        options = dataclasses.replace(rows.transform, softcap=softcap, temperature=temperature)
-        return transform_logits(logits, options, rows.shards)
+    def apply(logits, transform):
+        options = dataclasses.replace(transform, where=rows.transform.where)
+        return dataclasses.replace(rows, logits=logits, transform=options).z()
 
-    return apply, (rows.logits, rows.transform.softcap, rows.transform.temperature)
+    return apply, (rows.logits, rows.transform.unmasked)
 
 
 def _shares(config: Config, rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:

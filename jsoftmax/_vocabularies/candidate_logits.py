@@ -1,6 +1,4 @@
-"""The classes that a sampled loss compares, and their logits before any correction."""
-
-from typing import Any
+"""The classes that a sampled loss compares, and their logits before any option."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,8 +8,6 @@ from jsoftmax._blocks.projection import project
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.logits import transform_logits
-from jsoftmax._rows.options import LogitOptions, logit_transform
 from jsoftmax._vocabularies.drawing import Sample
 
 
@@ -53,6 +49,14 @@ def touched_classes(labels: ArrayLike, sample: Sample) -> Array:
     return jnp.concatenate([jnp.maximum(labels, 0).reshape(-1), sample.classes])
 
 
+def own_logits(features: Array, kernel: Array, bias: ArrayLike | None, at: Array, transposed: bool) -> Array:
+    """(rows, some): each row with its own classes, which the kernel has `at` (rows, some)."""
+    dtype = compute_dtype(features.dtype)
+    own = read(kernel, at, transposed).astype(features.dtype)
+    z = jnp.einsum("nd,ntd->nt", features, own, preferred_element_type=dtype)
+    return z if bias is None else z + jnp.asarray(bias)[at].astype(dtype)
+
+
 def candidate_logits(
     features: Array,
     kernel: Array,
@@ -60,30 +64,18 @@ def candidate_logits(
     true_at: Array,
     sampled_at: Array,
     transposed: bool,
-    options: LogitOptions,
+    derivative: str,
 ) -> Array:
-    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones. Capped, cooled.
+    """(rows, num_true + sampled): each row with its own labels' classes, and with the sampled ones.
 
     `true_at` (rows, num_true) and `sampled_at` are where the kernel has them. They are read apart: of the gradient of
     one read of both, whose number need not divide by the devices, XLA counts class 0 twice where it splits the rows.
     """
-
-    def read(at: Array) -> Array:
-        return kernel[at] if transposed else jnp.moveaxis(kernel[:, at], 0, -1)
-
-    rows = features.shape[0]
-    own, shared = read(true_at).astype(features.dtype), read(sampled_at)
-    dtype = compute_dtype(features.dtype)
-    true = jnp.einsum("nd,ntd->nt", features, own, preferred_element_type=dtype)
-    z = jnp.concatenate([true, project(features, shared, True, options.get("derivative", "vjp"))], axis=1)
+    shared = project(features, read(kernel, sampled_at, transposed), True, derivative)
     if bias is not None:
-        own, shared = (jnp.asarray(bias)[at].astype(dtype) for at in (true_at, sampled_at))
-        z = z + jnp.concatenate([own, jnp.broadcast_to(shared, (rows, shared.size))], axis=1)
-    return warmed(z, options)
+        shared = shared + jnp.broadcast_to(jnp.asarray(bias)[sampled_at].astype(shared.dtype), shared.shape)
+    return jnp.concatenate([own_logits(features, kernel, bias, true_at, transposed), shared], axis=1)
 
 
-def warmed(z: Array, options: LogitOptions) -> Array:
-    """Soft cap and temperature, taken out of the options: they act before what is subtracted."""
-    given: Any = options
-    acting: Any = {name: given.pop(name) for name in ("softcap", "temperature") if name in given}
-    return transform_logits(z, logit_transform(None, acting, z.shape[:1], z.dtype))
+def read(kernel: Array, at: Array, transposed: bool) -> Array:
+    return kernel[at] if transposed else jnp.moveaxis(kernel[:, at], 0, -1)

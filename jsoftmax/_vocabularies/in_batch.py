@@ -10,7 +10,6 @@ from jsoftmax._blocks.projection import project
 from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._vocabularies.candidate_logits import warmed
 
 
 @in_any_layout("queries")
@@ -49,7 +48,7 @@ def in_batch_softmax_cross_entropy(
         ValueError: shapes that do not fit, or an option out of range.
 
     Derivatives: with respect to queries, items and temperature; every mode with `derivative="jvp"`. Memory: the logits
-    `(batch, items)`.
+    `(batch, items)`; where they are too many, see `contrastive_loss`.
 
     Example:
         >>> import jax.numpy as jnp, jsoftmax
@@ -68,12 +67,14 @@ def in_batch_softmax_cross_entropy(
             f"queries has shape {queries.shape} and items {items.shape}, but need (batch, features) and at least as "
             "many items of as many features"
         )
-    z = warmed(project(queries, items, True, options.get("derivative", "vjp")), options)
+    z = project(queries, items, True, options.get("derivative", "vjp"))
     rows, count = z.shape
     if log_q is not None:
         log_q = checks.float_array("log_q", log_q).astype(z.dtype)
         checks.has_shape("log_q", log_q, (count,), "one number for each item")
-        z = z - jnp.broadcast_to(lax.stop_gradient(log_q), z.shape)
+        adjustment = options.get("logit_adjustment")
+        log_q = lax.stop_gradient(log_q)
+        options["logit_adjustment"] = -log_q if adjustment is None else jnp.asarray(adjustment) - log_q
     labels, where = jnp.arange(rows), None
     if item_ids is not None:
         item_ids = checks.integer_array("item_ids", item_ids)

@@ -6,20 +6,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax._losses.row_losses import CrossEntropy, row_losses
+from jsoftmax._losses.row_losses import CrossEntropy, MarginOptions, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.labels import is_class
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.options import LogitOptions
 from jsoftmax._vocabularies.candidate_logits import candidate_logits
 from jsoftmax._vocabularies.drawing import Sample, Sampler
 from jsoftmax._vocabularies.samplers import log_uniform_sampler
 
-PER_ROW = ("temperature", "z_loss")
+PER_ROW = ("temperature", "z_loss", "margin", "angular_margin")
 
 
-class SampledLossOptions(LogitOptions, total=False):
-    """Options of losses against some of the classes: those of `LogitOptions`, and
+class SampledLossOptions(MarginOptions, total=False):
+    """Options of losses against some of the classes: those of `LogitOptions`, the margins of `LossOptions`, and
 
     z_loss: λ of the penalty λ·logsumexp², over the classes that were compared.
     ignore_index: rows with this integer label give loss 0 and gradient 0, whatever their features hold.
@@ -78,8 +77,8 @@ def sampled_softmax_cross_entropy(
         num_true: labels of each row, which share the target evenly; those equal to `ignore_index` take no part.
         kernel_transposed: whether kernel is `(classes, features)`.
         gathered: whether kernel and bias hold only the classes of `touched_classes(labels, sample)`, in that order.
-        **options: `temperature`, `softcap`, `z_loss`, `ignore_index`, `derivative`, `implementation`. Temperature and
-            soft cap act before the correction.
+        **options: `temperature`, `softcap`, `margin`, `angular_margin`, `z_loss`, `ignore_index`, `derivative`,
+            `implementation`. All that acts on logits acts before the correction. Margins need `num_true=1`.
 
     Returns:
         The loss of each row `(*batch,)` in nats: float32, or float64 for float64 features.
@@ -143,16 +142,17 @@ def sampled_softmax_cross_entropy(
     at = (own, shared)
     if gathered:
         at = jnp.arange(labels.size).reshape(labels.shape), labels.size + jnp.arange(shared.size)
-    z = candidate_logits(features, kernel, bias, *at, kernel_transposed, options)
+    z = candidate_logits(features, kernel, bias, *at, kernel_transposed, options.get("derivative", "vjp"))
+    correction = None
     if subtract_log_q:
         true_q, other_q = (sampler.log_expected_count(classes, sample).astype(z.dtype) for classes in (own, shared))
         true_q = true_q if correct_label else jnp.zeros_like(true_q)
-        z = z - jnp.concatenate([true_q, jnp.broadcast_to(other_q, (z.shape[0], other_q.size))], axis=1)
+        correction = -jnp.concatenate([true_q, jnp.broadcast_to(other_q, (z.shape[0], other_q.size))], axis=1)
     hits = jnp.zeros((z.shape[0], sample.classes.size), bool)
     if remove_accidental_hits:
         hits = jnp.any((labels[..., None] == sample.classes[None, None]) & counted[..., None], axis=1)
     where = jnp.concatenate([counted, ~hits], axis=1)
-    return _losses(z, known, counted, where, options).reshape(batch)
+    return losses_of_candidates(z, correction, known, counted, where, options).reshape(batch)
 
 
 def _checked_sampler(sampler: Sampler | None, held: int, gathered: bool) -> Sampler:
@@ -178,7 +178,9 @@ def _drawn(sampler: Sampler, key: Array | Sample, num_sampled: int | None) -> Sa
     return sampler.sample(key, num_sampled)
 
 
-def _losses(z: Array, known: Array, counted: Array, where: Array, options: SampledLossOptions) -> Array:
+def losses_of_candidates(
+    z: Array, correction: Array | None, known: Array, counted: Array, where: Array, options: SampledLossOptions
+) -> Array:
     """The labels are the first classes of each row, and share the target."""
     num_true = known.shape[1]
     if num_true == 1:
@@ -187,4 +189,5 @@ def _losses(z: Array, known: Array, counted: Array, where: Array, options: Sampl
         share = counted.astype(z.dtype) / jnp.maximum(jnp.sum(counted, axis=1, keepdims=True, dtype=z.dtype), 1)
         share = jnp.where(jnp.all(known | ~counted, axis=1, keepdims=True), share, jnp.nan)
         labels = jnp.pad(share, ((0, 0), (0, z.shape[1] - num_true)))
-    return row_losses(CrossEntropy(), z, labels, where=where, active=jnp.any(counted, axis=1), **options)
+    given: Any = {**options, "logit_adjustment": correction}
+    return row_losses(CrossEntropy(), z, labels, where=where, active=jnp.any(counted, axis=1), **given)

@@ -28,6 +28,7 @@ EVERY_OPTION = {
     "label_smoothing": 0.1,
     "z_loss": 1e-2,
     "class_weights": np.array([0.5, 1.0, 2.0], np.float32),
+    "logit_adjustment": np.array([0.1, -0.4, 0.3], np.float32),
 }
 
 

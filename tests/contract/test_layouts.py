@@ -23,7 +23,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jsoftmax
-from jsoftmax import categorical
+from jsoftmax import categorical, ranking
 
 ROWS, CLASSES, FEATURES = 8, 12, 4
 # What a dimension holds (rows, one thing for each device's rows, classes, neither), and the axis that may split it.
@@ -142,6 +142,27 @@ def activation(function, out):
         function.__name__: Case(lambda p, **split: function(p["logits"], **split), "logits", out, True),
         f"{function.__name__}, options": Case(with_options, "logits where temperature", out, True),
     }
+
+
+def with_margins(p, **split):
+    options = {"margin": p["label_smoothing"], "angular_margin": 0.3, "logit_adjustment": p["class_weights"]}
+    loss = jsoftmax.softmax_cross_entropy_with_integer_labels
+    linear = jsoftmax.linear_softmax_cross_entropy(
+        *(p["features"] / 8, p["kernel"], p["labels"]), **dict(reduction="none", block_size=3, **options, **split)
+    )
+    return linear + loss(p["logits"] / 8, p["labels"], where=p["where"], **options, **split)
+
+
+def pairs_of(loss, reduction, **options):
+    def call(p):
+        given = {"reduction": reduction, "block_size": 3, "temperature": p["z_loss"] * 50} | options
+        return loss(p["features"], p["items"], item_ids=p["labels"], weights=p["weights"], **given)
+
+    return Case(call, "features items labels weights z_loss", "n" if reduction == "none" else "")
+
+
+def to_itself(p):
+    return jsoftmax.contrastive_loss(p["features"], labels=p["labels"] // 6, block_size=3)
 
 
 def linear(reduction):
@@ -311,6 +332,32 @@ CASES: dict[str, Case] = {
     "smooth_labels": Case(
         lambda p, **s: jsoftmax.smooth_labels(p["targets"], p["z_loss"], **s), "targets z_loss", "nv", True
     ),
+    "cross_entropy, margins": Case(
+        with_margins, "logits labels where features kernel label_smoothing class_weights", "n", True
+    ),
+    "class_balanced_weights": Case(lambda p: jsoftmax.class_balanced_weights(p["labels"]), "labels", **KEYED),
+    "contrastive_loss": Case(lambda p: jsoftmax.contrastive_loss(p["features"], p["items"]), "features items", ""),
+    "contrastive_loss, options": pairs_of(jsoftmax.contrastive_loss, "none", label_smoothing=0.1, z_loss=0.01),
+    "contrastive_loss, jvp": pairs_of(jsoftmax.contrastive_loss, "mean", derivative="jvp"),
+    "contrastive_loss, to itself": Case(to_itself, "features labels", ""),
+    "sigmoid_contrastive_loss": pairs_of(jsoftmax.sigmoid_contrastive_loss, "mean", bias=-1.0),
+    "ranking.ranks": Case(
+        lambda p, **s: ranking.ranks(p["logits"], p["labels"], where=p["where"], exclude=p["ids"], **s),
+        "logits labels where ids",
+        "n",
+        True,
+        False,
+    ),
+    "ranking.linear_ranks": Case(
+        lambda p, **s: ranking.linear_ranks(p["features"], p["kernel"], p["labels"], block_size=3, **s),
+        "features kernel labels",
+        "n",
+        True,
+        False,
+    ),
+    "ranking.hits": Case(lambda p: ranking.hits(p["temperature"], 1), "temperature", **KEYED),
+    "ranking.reciprocal_rank": Case(lambda p: ranking.reciprocal_rank(p["temperature"]), "temperature", **KEYED),
+    "ranking.ndcg": Case(lambda p: ranking.ndcg(p["temperature"], 1), "temperature", **KEYED),
     **linear("mean"),
     **linear("sum"),
     **linear("none"),
@@ -392,6 +439,12 @@ CASES: dict[str, Case] = {
         "features table labels part_keys temperature softcap z_loss",
     ),
     "Sampler": Case(draws, "labels key", "n", **KEYED),
+    "candidate_softmax_cross_entropy": Case(
+        lambda p: jsoftmax.candidate_softmax_cross_entropy(
+            *(p["features"], p["table"], p["labels"], p["ids"]), log_q=p["log_probs"], temperature=p["temperature"]
+        ),
+        "features table labels ids log_probs temperature",
+    ),
     "in_batch_softmax_cross_entropy": Case(
         lambda p: jsoftmax.in_batch_softmax_cross_entropy(p["features"], p["items"], temperature=p["temperature"]),
         "features items temperature",
@@ -693,9 +746,9 @@ def test_every_public_function_is_in_the_table():
     elsewhere = {"categorical", "default_block_size", "huffman_tree", "nested_tree", "parent_tree", "uniform_sampler"}
     elsewhere |= {"log_uniform_sampler", "unigram_sampler", "touched_classes"}  # the last with "Sampler"
     public = {n for n in dir(jsoftmax) if not n.startswith("_") and callable(getattr(jsoftmax, n)) and n[0].islower()}
-    public |= {
-        f"categorical.{n}" for n in dir(categorical) if not n.startswith("_") and callable(getattr(categorical, n))
-    }
+    for module in (categorical, ranking):
+        names = {n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))}
+        public |= {f"{module.__name__.removeprefix('jsoftmax.')}.{n}" for n in names}
     assert public - elsewhere - {name.split(",")[0] for name in CASES} == set()
 
 

@@ -27,12 +27,17 @@ def statistics(logits, labels, **options):
     return jnp.stack(jsoftmax.softmax_statistics(logits, labels, **options)[:4], axis=-1)
 
 
+def with_margins(z, y, **options):
+    return integer_loss(z / 10, y, margin=0.2, **options)
+
+
 SOFTMAX_LOSSES = {
     "integer": integer_loss,
     "dense": lambda z, y, **options: dense_loss(z, soft(y), **options),
     "focal": jsoftmax.softmax_focal_loss,
     "dense focal": lambda z, y, **options: jsoftmax.softmax_focal_loss(z, soft(y), **options),
     "poly": jsoftmax.poly_loss_cross_entropy,
+    "margins": functools.partial(with_margins, angular_margin=0.3, logit_adjustment=np.float32([0, 1, 2, -1, 0.5])),
     "dense poly": lambda z, y, **options: jsoftmax.poly_loss_cross_entropy(z, soft(y), **options),
 }
 FUNCTIONS = SOFTMAX_LOSSES | {
@@ -137,7 +142,7 @@ def test_vmap_over_an_option(name, derivative):
             assert_close(mapped, np.stack(one_by_one), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["temperature", "label_smoothing", "z_loss"])
+@pytest.mark.parametrize("name", ["temperature", "label_smoothing", "z_loss", "margin"])
 def test_an_option_for_each_row(name):
     values = np.array([[0.2, 0.5, 1.0], [0.3, 0.9, 0.7]], np.float32)
     each = [[integer_loss(LOGITS[i, j], LABELS[i, j], **{name: values[i, j]}) for j in range(3)] for i in range(2)]
@@ -151,6 +156,7 @@ OPTIONS = {
     "label_smoothing": 0.2,
     "z_loss": 0.05,
     "class_weights": np.array([0.5, 1.0, 2.0, 0.25, 1.5]),
+    "logit_adjustment": np.array([0.1, -0.4, 0.3, 0.0, 0.2]),
 }
 WHERE = np.array([[True] * 5, [True, True, False, True, True]])
 TWO_LABELS = np.array([0, 3])

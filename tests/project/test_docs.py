@@ -48,19 +48,18 @@ def within(page):
 by_page = pytest.mark.parametrize("page", PAGES, ids=within)
 
 
+LISTS = (jsoftmax, jsoftmax.categorical, jsoftmax.ranking)
+
+
 def public_names(module):
-    """What a module imports on purpose (jsoftmax, jsoftmax.categorical), or defines (the others)."""
+    """What a module imports on purpose (jsoftmax, and its lists of names), or defines (the others)."""
     for name, value in vars(module).items():
-        own = module in (jsoftmax, jsoftmax.categorical) or getattr(value, "__module__", None) == module.__name__
+        own = module in LISTS or getattr(value, "__module__", None) == module.__name__
         if own and not name.startswith("_") and not inspect.ismodule(value):
             yield f"{module.__name__}.{name}"
 
 
-NAMES = [
-    name
-    for module in (jsoftmax, jsoftmax.categorical, jsoftmax.plots, jsoftmax.testing)
-    for name in public_names(module)
-]
+NAMES = [name for module in (*LISTS, jsoftmax.plots, jsoftmax.testing) for name in public_names(module)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ WINGS = [
     {"_losses"},
     {"_attention", "_blocks", "_calibration", "_policies"},
     {"_vocabularies"},
-    {"categorical"},
+    {"categorical", "ranking"},
     {"__init__"},
     {"reference"},
     {"plots", "testing"},
