@@ -70,6 +70,11 @@ def reduced(losses: Array, weights: Array, reduction: str, denominator: ArrayLik
     return jnp.sum(losses * weights) / jnp.asarray(denominator, losses.dtype)
 
 
+def scaled(factor: Array, numbers: Array) -> Array:
+    """Their product, where 0 · ∞ is 0: an action of probability 0 that does not count costs nothing."""
+    return factor * jnp.where((factor == 0) & jnp.isinf(numbers), 0, numbers)
+
+
 def log_ratio(above: Array, below: Array) -> Array:
     """log(p / q) from log p and log q; 0 where both are −∞, for an action that neither policy takes."""
     return jnp.where(jnp.isneginf(above) & jnp.isneginf(below), 0, above - below)

@@ -10,18 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jsoftmax._policies.actions import bounded
+from jsoftmax._policies.actions import bounded, scaled
 from jsoftmax._rows import checks
 
 
-def scored(factor: Array, log_prob: Array) -> Array:
-    """factor · log p; an action of probability 0 with a factor of 0 counts 0, not 0 · ∞."""
-    return jnp.where(factor == 0, 0, factor * log_prob)
-
-
-def _clipped(
-    log_ratio: Array, log_prob: Array, advantages: Array, clip: Any = 0.2, dual_clip: Any = None
-) -> Array:
+def _clipped(log_ratio: Array, log_prob: Array, advantages: Array, clip: Any = 0.2, dual_clip: Any = None) -> Array:
     """min(r·A, clip(r)·A) by the side on which A clips, so that no gradient passes an unselected, infinite r."""
     below, above = _bounds(clip, log_ratio)
     good = advantages > 0
@@ -40,7 +33,7 @@ def _cispo(log_ratio: Array, log_prob: Array, advantages: Array, clip: Any = (1.
     """clip(r)·A·log p, with a constant for clip(r)."""
     below, above = _bounds(clip, log_ratio)
     ratio = jnp.clip(jnp.exp(bounded(log_ratio)), 1 - below, 1 + above)
-    return scored(lax.stop_gradient(ratio) * advantages, log_prob)
+    return scaled(lax.stop_gradient(ratio) * advantages, log_prob)
 
 
 def _sapo(log_ratio: Array, log_prob: Array, advantages: Array, gate_temperature: Any = (1.0, 1.05)) -> Array:

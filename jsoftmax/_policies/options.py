@@ -116,12 +116,12 @@ class Actions:
     def _penalty(self) -> Array:
         penalty, name = self.options.get("kl_penalty", 0.0), self.options.get("kl_estimator", "k3")
         checks.one_of("kl_estimator", name, tuple(KL_ESTIMATORS))
-        if self.options.get("reference_policy") is None:
+        reference = self.options.get("reference_policy")
+        if reference is None:
             if not checks.is_known(penalty, 0.0):
                 raise ValueError(f"kl_penalty={penalty} needs a reference_policy, the policy to stay close to")
             return jnp.zeros_like(self.log_prob)
-        reference = _constant_policy("reference_policy", self.options["reference_policy"], self.log_prob)
-        (reference,) = silenced(self.weights, reference)
+        (reference,) = silenced(self.weights, _constant_policy("reference_policy", reference, self.log_prob))
         # What the reference rules out counts as very unlikely there, so that the policy is still led away from it.
         least = lax.stop_gradient(self.log_prob) - most(self.log_prob.dtype)
         reference = jnp.where(jnp.isneginf(reference), least, reference)
@@ -149,16 +149,21 @@ def checked_actions(
     sequences = checked_sequences(options.get("segment_ids"), options.get("num_segments"), log_prob.shape)
     weights = sequences.kept(checked_weights(options.get("weights"), log_prob))
     log_prob, old, advantages = silenced(weights, log_prob, old, advantages)
-    if options.get("sampler_policy") is not None:
-        sampler = _constant_policy("sampler_policy", options["sampler_policy"], log_prob)
-        (sampler,) = silenced(weights, sampler)
-        cap = options.get("importance_cap", 2.0)
-        checks.within("importance_cap", cap, 0.0, float("inf"))
-        importance = jnp.exp(bounded(log_ratio(old, sampler)))
-        advantages *= lax.stop_gradient(jnp.minimum(importance, jnp.asarray(cap, log_prob.dtype)))
-    elif "importance_cap" in options:
-        raise ValueError(f"importance_cap={options['importance_cap']} needs a sampler_policy, that drew the actions")
+    advantages *= _importance(old, weights, options)
     return Actions(log_prob, log_ratio(log_prob, old), advantages, weights, sequences, policy, options)
+
+
+def _importance(old: Array, weights: Array, options: PolicyOptions) -> Array:
+    """min(π_old / π_sampler, C)."""
+    sampler, cap = options.get("sampler_policy"), options.get("importance_cap", 2.0)
+    if sampler is None:
+        if "importance_cap" in options:
+            raise ValueError(f"importance_cap={cap} needs a sampler_policy, the one that drew the actions")
+        return jnp.ones_like(old)
+    checks.within("importance_cap", cap, 0.0, float("inf"))
+    (sampler,) = silenced(weights, _constant_policy("sampler_policy", sampler, old))
+    ratio = jnp.exp(bounded(log_ratio(old, sampler)))
+    return lax.stop_gradient(jnp.minimum(ratio, jnp.asarray(cap, old.dtype)))
 
 
 def _constant_policy(name: str, policy: Policy, log_prob: Array) -> Array:

@@ -9,8 +9,8 @@ from typing import Unpack
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax._policies.actions import Policy
-from jsoftmax._policies.objectives import objective, scored
+from jsoftmax._policies.actions import Policy, scaled
+from jsoftmax._policies.objectives import objective
 from jsoftmax._policies.options import PolicyOptions, RatioOptions, checked_actions
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -59,7 +59,7 @@ def policy_gradient_loss(policy: Policy, advantages: ArrayLike, **options: Unpac
     """
     checks.only_options(options, PolicyOptions)
     actions = checked_actions(policy, None, advantages, options)
-    return actions.loss(scored(actions.advantages, actions.log_prob))
+    return actions.loss(scaled(actions.advantages, actions.log_prob))
 
 
 @in_any_layout("policy")

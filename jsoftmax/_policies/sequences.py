@@ -15,26 +15,34 @@ from jsoftmax._rows.layouts import in_any_layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequences:
-    """Which tokens of the last axis are of one sequence: all of a row, or those of one number."""
+class Segments:
+    """Where the sequences of packed rows are."""
 
-    ids: Array | None
+    ids: Array  # the number of each token's sequence in its row; any for tokens of none
+    inside: Array  # which tokens are of one
     count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Which tokens of the last axis are of one sequence: those of a segment or, without segments, all of a row."""
+
+    segments: Segments | None
 
     def sums(self, numbers: Array) -> Array:
         """One number for each sequence of a row, (*batch, count)."""
         if numbers.ndim == 0:
             raise ValueError("policy has shape (), but needs at least one dimension: the tokens")
-        if self.ids is None:
+        if self.segments is None:
             return jnp.sum(numbers, axis=-1, keepdims=True)
-        of_row = functools.partial(jax.ops.segment_sum, num_segments=self.count)
-        return jnp.vectorize(of_row, signature="(t),(t)->(s)")(numbers, self._known_ids())
+        of_row = functools.partial(jax.ops.segment_sum, num_segments=self.segments.count)
+        return jnp.vectorize(of_row, signature="(t),(t)->(s)")(numbers, self.segments.ids)
 
     def spread(self, numbers: Array, tokens: int) -> Array:
         """That of its sequence for each token; `sums` backwards."""
-        if self.ids is None:
+        if self.segments is None:
             return jnp.broadcast_to(numbers, (*numbers.shape[:-1], tokens))
-        return jnp.take_along_axis(numbers, self._known_ids(), axis=-1)
+        return jnp.take_along_axis(numbers, self.segments.ids, axis=-1)
 
     def shares(self, weights: Array) -> Array:
         """The weights, divided by their sum in each sequence; 0 where there is none."""
@@ -43,13 +51,7 @@ class Sequences:
 
     def kept(self, weights: Array) -> Array:
         """The weights, 0 for tokens of no sequence."""
-        return weights if self.ids is None else jnp.where(self._has_sequence(), weights, 0)
-
-    def _has_sequence(self) -> Array:
-        return (self.ids >= 0) & (self.ids < self.count)
-
-    def _known_ids(self) -> Array:
-        return jnp.where(self._has_sequence(), self.ids, 0)
+        return weights if self.segments is None else jnp.where(self.segments.inside, weights, 0)
 
 
 def checked_sequences(segment_ids: ArrayLike | None, num_segments: int | None, shape: tuple[int, ...]) -> Sequences:
@@ -57,13 +59,14 @@ def checked_sequences(segment_ids: ArrayLike | None, num_segments: int | None, s
     if segment_ids is None:
         if num_segments is not None:
             raise ValueError(f"num_segments={num_segments} needs segment_ids, the number of each token's sequence")
-        return Sequences(None, 1)
+        return Sequences(None)
     ids = checks.integer_array("segment_ids", segment_ids)
     checks.has_shape("segment_ids", ids, shape, "the number of its sequence for each token of policy")
-    count = math.prod(shape[-1:]) if num_segments is None else num_segments
-    if count < 0:
-        raise ValueError(f"num_segments must be at least 0, got {num_segments}")
-    return Sequences(ids, count)
+    count = max(math.prod(shape[-1:]), 1) if num_segments is None else num_segments
+    if count < 1:
+        raise ValueError(f"num_segments must be at least 1, got {num_segments}")
+    inside = (ids >= 0) & (ids < count)
+    return Sequences(Segments(jnp.where(inside, ids, 0), inside, count))
 
 
 @in_any_layout("policy")
