@@ -163,7 +163,7 @@ def unpaired_preference_loss(
         >>> import jax.numpy as jnp, jsoftmax
         >>> policy, reference = jnp.array([-12.0, -20.0]), jnp.array([-15.0, -15.0])
         >>> print(f"{jsoftmax.unpaired_preference_loss(policy, reference, jnp.array([True, False])):.4f}")
-        0.4010
+        0.4015
 
     References:
         Ethayarajh et al., *KTO: Model Alignment as Prospect Theoretic Optimization*, 2024.
