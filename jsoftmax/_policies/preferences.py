@@ -96,7 +96,7 @@ def preference_loss(
     checks.within("beta", beta, float(jnp.finfo(jnp.float32).tiny), float("inf"))
     for name, value in (("label_smoothing", label_smoothing), ("margin", margin)):
         if objective == "squared" and not checks.is_known(value, 0.0):
-            raise ValueError(f'{name}={value} is no option of objective="squared"')
+            raise ValueError(f'{name}={value} needs objective="sigmoid" or "odds_ratio"; "squared" has none')
     chosen = log_prob_of("chosen", chosen)
     rejected = log_prob_of("rejected", rejected).astype(chosen.dtype)
     checks.has_shape("rejected", rejected, chosen.shape, "one sequence for each chosen one")

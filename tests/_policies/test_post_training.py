@@ -397,7 +397,7 @@ UNPAIRED = functools.partial(jsoftmax.unpaired_preference_loss, X, X)
         (lambda: jsoftmax.group_advantages(X, baseline="none"), ValueError, "baseline must be one of"),
         (lambda: jsoftmax.preference_loss(X, X, X), ValueError, "reference_chosen alone is not enough"),
         (lambda: jsoftmax.preference_loss(X, X, X, X, objective="odds_ratio"), ValueError, "takes no references"),
-        (lambda: jsoftmax.preference_loss(X, X, margin=1.0, objective="squared"), ValueError, "margin=1.0 is no"),
+        (lambda: jsoftmax.preference_loss(X, X, margin=1.0, objective="squared"), ValueError, "margin=1.0 needs ob"),
         (lambda: UNPAIRED(jnp.ones(2)), TypeError, "desirable must be boolean"),
         (lambda: UNPAIRED(jnp.ones(1, bool)), ValueError, "desirable has shape"),
         (lambda: UNPAIRED(jnp.ones(2, bool), baseline=X[:1]), ValueError, "baseline has shape"),
