@@ -49,12 +49,17 @@ from jsoftmax._policies.group_relative import (
     group_advantages as group_advantages,
     group_relative_policy_loss as group_relative_policy_loss,
 )
+from jsoftmax._policies.options import PolicyOptions as PolicyOptions, RatioOptions as RatioOptions
 from jsoftmax._policies.policy_gradient import (
     clipped_policy_loss as clipped_policy_loss,
     policy_gradient_loss as policy_gradient_loss,
 )
-from jsoftmax._policies.preferences import preference_loss as preference_loss, sequence_log_prob as sequence_log_prob
-from jsoftmax._rows.options import LogitOptions as LogitOptions
+from jsoftmax._policies.preferences import (
+    preference_loss as preference_loss,
+    unpaired_preference_loss as unpaired_preference_loss,
+)
+from jsoftmax._policies.sequences import sequence_log_prob as sequence_log_prob
+from jsoftmax._rows.options import LogitOptions as LogitOptions, SupportOptions as SupportOptions
 from jsoftmax._vocabularies.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from jsoftmax._vocabularies.candidate_logits import touched_classes as touched_classes
 from jsoftmax._vocabularies.candidates import candidate_softmax_cross_entropy as candidate_softmax_cross_entropy

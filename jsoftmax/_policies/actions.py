@@ -4,12 +4,12 @@ import math
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jsoftmax._losses.statistics import SoftmaxStatistics
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
-from jsoftmax._rows.weights import shares
+from jsoftmax._rows.weights import REDUCTIONS, shares
 
 Policy = SoftmaxStatistics | ArrayLike
 
@@ -21,6 +21,7 @@ def log_prob_of(name: str, policy: Policy) -> Array:
 
 
 def entropy_of(policy: Policy, log_prob: Array) -> Array:
+    """Entropies of a policy's rows, which only its statistics have."""
     if not isinstance(policy, SoftmaxStatistics):
         raise ValueError(
             "entropy_bonus needs the entropy of policy, which log-probabilities alone do not tell; give the result of "
@@ -51,13 +52,39 @@ def silenced(weights: Array, *arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.where(weights == 0, 0, array) for array in arrays)
 
 
-def reduced(losses: Array, weights: Array, reduction: str) -> Array:
-    """The weighted losses: as they are, their sum, or that divided by the sum of the weights (0 if that is 0)."""
+def reduced(losses: Array, weights: Array, reduction: str, denominator: ArrayLike | None = None) -> Array:
+    """The weighted losses: as they are, their sum, or that divided by a number.
+
+    The number is the sum of the weights (the mean is 0 if that is 0), or the denominator if there is one.
+    """
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    if denominator is not None and reduction != "mean":
+        raise ValueError(f'denominator={denominator} is what reduction="mean" divides by, got reduction="{reduction}"')
     if reduction == "none":
         return losses * weights
-    return jnp.sum(losses * (weights if reduction == "sum" else shares(weights)))
+    if reduction == "sum":
+        return jnp.sum(losses * weights)
+    if denominator is None:
+        return jnp.sum(losses * shares(weights))
+    checks.within("denominator", denominator, float(jnp.finfo(jnp.float32).tiny), float("inf"))
+    return jnp.sum(losses * weights) / jnp.asarray(denominator, losses.dtype)
+
+
+def scaled(factor: Array, numbers: Array) -> Array:
+    """Their product, where 0 · ∞ is 0: an action of probability 0 that does not count costs nothing."""
+    return factor * jnp.where((factor == 0) & jnp.isinf(numbers), 0, numbers)
+
+
+def log_ratio(above: Array, below: Array) -> Array:
+    """log(p / q) from log p and log q; 0 where both are −∞, for an action that neither policy takes."""
+    return jnp.where(jnp.isneginf(above) & jnp.isneginf(below), 0, above - below)
+
+
+def most(dtype: DTypeLike) -> float:
+    """The logarithm at which ratios end: of the square root of the largest number."""
+    return math.log(float(jnp.finfo(dtype).max)) / 2
 
 
 def bounded(log_ratio: Array) -> Array:
-    """Log-ratios up to the square root of the largest number, without slope beyond, so that no ratio overflows."""
-    return jnp.minimum(log_ratio, math.log(float(jnp.finfo(log_ratio.dtype).max)) / 2)
+    """Log-ratios up to where ratios end, without slope beyond, so that no ratio overflows."""
+    return jnp.minimum(log_ratio, most(log_ratio.dtype))

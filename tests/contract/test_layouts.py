@@ -67,6 +67,10 @@ ARRAYS: dict[str, tuple[str, Any]] = {
     "tokens": ("n..", -jnp.abs(normal(9, ROWS, 2, 3))),
     "old_tokens": ("n..", -jnp.abs(normal(10, ROWS, 2, 3))),
     "rewards": ("n.", normal(11, ROWS, 2)),
+    "packed": ("n.", -jnp.abs(normal(9, ROWS, 6))),
+    "old_packed": ("n.", -jnp.abs(normal(10, ROWS, 6))),
+    "segment_ids": ("n.", jnp.array([[0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 2, -1]] * 4)),
+    "desirable": ("n", jnp.arange(ROWS) % 3 == 0),
     "query": ("n...", normal(12, ROWS, 5, 2, 3)),
     "keys": ("n...", normal(13, ROWS, 5, 1, 3)),
     "values": ("n...", normal(14, ROWS, 5, 1, 3)),
@@ -287,6 +291,17 @@ def linear_statistics(p, **more):
     return jsoftmax.linear_softmax_statistics(p["features"], p["kernel"], p["labels"], block_size=3, **more)
 
 
+def drawn_from(statistics, names):
+    """Statistics of filtered distributions; where a label was left out, its log-probability is −∞ and moves nothing."""
+
+    def call(p, **split):
+        options = chosen(p, names, top_k=7, top_p=0.9, min_p=0.02)
+        found = [statistics(p, **options, **split), statistics(p, support=p["ids"], **split)]
+        return [s._replace(log_prob=jnp.maximum(s.log_prob, -99)) for s in found]
+
+    return call
+
+
 def calibration(p):
     fit = jsoftmax.fit_temperature(p["logits"], p["labels"], weights=p["weights"])
     return fit.temperature, fit.apply(p["logits"]).sum()
@@ -317,6 +332,9 @@ CASES: dict[str, Case] = {
         "logits labels temperature softcap",
         "n",
         True,
+    ),
+    "softmax_statistics, support": Case(
+        drawn_from(statistics_of, LOGIT_OPTIONS), "logits labels temperature softcap ids", "n", True
     ),
     "sigmoid_binary_cross_entropy": Case(
         lambda p: jsoftmax.sigmoid_binary_cross_entropy(p["logits"], p["targets"]), "logits targets", "nv"
@@ -371,6 +389,9 @@ CASES: dict[str, Case] = {
         "n",
         True,
     ),
+    "linear_softmax_statistics, support": Case(
+        drawn_from(linear_statistics, ("temperature",)), "features kernel labels temperature ids", "n", True
+    ),
     "blockwise, rows": Case(in_blocks(row_loss), "features table labels weights"),
     "blockwise, sum": Case(in_blocks(lambda p, r: row_loss(p, r).sum()), "features table labels weights", ""),
     "blockwise, built inside": Case(in_blocks(lambda p, r: row_loss(p, r).sum(), ""), "features table labels", ""),
@@ -421,11 +442,37 @@ CASES: dict[str, Case] = {
     "group_relative_policy_loss": Case(
         policy(jsoftmax.group_relative_policy_loss, "tokens", "old_tokens", "rewards"), "tokens old_tokens rewards", ""
     ),
+    "group_relative_policy_loss, packed": Case(
+        lambda p: jsoftmax.group_relative_policy_loss(
+            p["packed"],
+            p["old_packed"],
+            p["rewards"],
+            segment_ids=p["segment_ids"],
+            importance="sequence",
+            reference_policy=p["old_packed"],
+            kl_penalty=p["z_loss"],
+            sampler_policy=p["old_packed"],
+            denominator=8.0,
+        ),
+        "packed old_packed rewards segment_ids z_loss",
+        "",
+    ),
     "sequence_log_prob": Case(policy(jsoftmax.sequence_log_prob, "tokens"), "tokens", "n."),
+    "sequence_log_prob, packed": Case(
+        lambda p: jsoftmax.sequence_log_prob(p["packed"], segment_ids=p["segment_ids"], num_segments=2, average=True),
+        "packed segment_ids",
+        "n.",
+    ),
     "preference_loss": Case(
         policy(jsoftmax.preference_loss, "weights", "temperature", "label_smoothing", "temperature"),
         "weights temperature label_smoothing",
         "",
+    ),
+    "unpaired_preference_loss": Case(
+        policy(
+            jsoftmax.unpaired_preference_loss, "weights", "temperature", "desirable", baseline=0.5, reduction="none"
+        ),
+        "weights temperature desirable",
     ),
     "dot_product_attention": attention(),
     "dot_product_attention, causal": attention(is_causal=True, local_window_size=2),
