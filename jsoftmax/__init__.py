@@ -48,7 +48,7 @@ from jsoftmax._policies.policy_gradient import (
     policy_gradient_loss as policy_gradient_loss,
 )
 from jsoftmax._policies.preferences import preference_loss as preference_loss, sequence_log_prob as sequence_log_prob
-from jsoftmax._rows.options import LogitOptions as LogitOptions
+from jsoftmax._rows.options import LogitOptions as LogitOptions, SupportOptions as SupportOptions
 from jsoftmax._vocabularies.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from jsoftmax._vocabularies.candidate_logits import touched_classes as touched_classes
 from jsoftmax._vocabularies.drawing import Sample as Sample, Sampler as Sampler

@@ -3,9 +3,8 @@
 >>> import jax, jax.numpy as jnp
 >>> from jsoftmax import categorical
 >>> logits = jnp.array([2.0, 1.0, 0.1, -3.0])
->>> kept = categorical.filter_classes(logits, top_p=0.9)
->>> action = categorical.sample(jax.random.key(0), logits, where=kept)
->>> print(f"{categorical.log_prob(logits, action, where=kept):.3f}")
+>>> action = categorical.sample(jax.random.key(0), logits, top_p=0.9)
+>>> print(f"{categorical.log_prob(logits, action, top_p=0.9):.3f}")
 -2.317
 """
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import mpmath
 import numpy as np
+from scipy import stats
 
 MP = mpmath.MPContext()
 MP.dps = 50
@@ -129,3 +130,29 @@ def ulps(actual, expected, dtype, unit=None) -> np.ndarray:
     # Just above the smallest normal number, the rounded result may be below it and be flushed.
     compared = size >= float(jnp.finfo(dtype).smallest_normal) * (1 + 2.0**-8)
     return np.where(finite, np.where(compared | (unit is not None), error, 0), np.inf)
+
+
+def filtered_probabilities(logits, where=None, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """What sampling is to do with one row, by sorting, in float64."""
+    z = np.asarray(logits, np.float64) / temperature
+    z = np.where(np.isneginf(z) if where is None else np.isneginf(z) | ~np.asarray(where), -np.inf, z)
+    p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    if top_k is not None:
+        p = np.where(p >= np.sort(p)[::-1][min(top_k, p.size) - 1], p, 0)
+    if top_p is not None:
+        p = p / p.sum()
+        above = np.array([p[p > one].sum() for one in p])
+        p = np.where((above < top_p) | (p == p.max()) | (top_p >= 1), p, 0)
+    if min_p is not None:
+        p = np.where(p >= min_p * p.max(), p, 0)
+    return p / p.sum()
+
+
+def assert_distribution(drawn, expected):
+    """Chi-square, a false alarm in 10,000; classes that are not expected are not drawn at all."""
+    counts = np.bincount(np.asarray(drawn).ravel(), minlength=expected.size)
+    assert counts.size == expected.size
+    assert np.all(counts[expected == 0] == 0)
+    some = expected > 0
+    if some.sum() > 1:
+        assert stats.chisquare(counts[some], counts.sum() * expected[some] / expected.sum()).pvalue > 1e-4

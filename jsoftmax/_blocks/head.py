@@ -16,8 +16,9 @@ from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._losses.statistics import SoftmaxStatistics, softmax_statistics
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
-from jsoftmax._rows.options import LogitOptions
+from jsoftmax._rows.options import SupportOptions
 from jsoftmax._rows.shards import class_shards, devices_of_mesh
+from jsoftmax._rows.support import checked_support
 from jsoftmax._rows.varying import axes_of, vary_floats
 
 
@@ -64,7 +65,7 @@ class _Block:
 
     def _statistics(self, logits: Array, where: Array | None, rows: dict, options: dict) -> SoftmaxStatistics:
         """Of rows that do not count, zeros: their labels need be no classes."""
-        of_logits: Any = {name: value for name, value in options.items() if name in LogitOptions.__annotations__}
+        of_logits: Any = {name: value for name, value in options.items() if name in SupportOptions.__annotations__}
         statistics = softmax_statistics(logits, rows["labels"], where=where, **of_logits)
         active = rows["active"]
         return statistics if active is None else jax.tree.map(lambda s: jnp.where(active, s, 0), statistics)
@@ -125,10 +126,15 @@ def checked_head(
     for name, value in options.items():
         if name in known:
             continue
-        if value is None or isinstance(value, str) or (checks.known(value) and jnp.ndim(value) == 0):
-            known[name] = value if value is None or isinstance(value, str | int) else float(value)
+        if value is None or isinstance(value, str):
+            known[name] = value
+        elif checks.known(value) and jnp.ndim(value) == 0:
+            known[name] = int(value) if jnp.issubdtype(jnp.asarray(value).dtype, jnp.integer) else float(value)
         elif jnp.ndim(value) == 0 or name == "class_weights":
             shared[name] = jnp.asarray(value)
+        elif name == "support":
+            support = checked_support(value, batch)
+            each[name] = support.reshape(-1, support.shape[-1])
         else:
             each[name] = checks.scalar_or_rows(name, value, batch).reshape(-1)
     params = {"kernel": kernel, "bias": bias, "where": where, "options": shared}

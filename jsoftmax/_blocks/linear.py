@@ -14,7 +14,7 @@ from jsoftmax._losses.statistics import SoftmaxStatistics
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.options import LogitOptions
+from jsoftmax._rows.options import SupportOptions
 from jsoftmax._rows.weights import REDUCTIONS, shares
 
 
@@ -122,7 +122,7 @@ def linear_softmax_statistics(
     kernel_transposed: bool = False,
     block_size: int | None = None,
     active: ArrayLike | None = None,
-    **options: Unpack[LogitOptions],
+    **options: Unpack[SupportOptions],
 ) -> SoftmaxStatistics:
     r"""`softmax_statistics` of the logits `features @ kernel + bias`, which exist for one block of rows at a time.
 
@@ -139,7 +139,7 @@ def linear_softmax_statistics(
         block_size: rows at a time; None for `default_block_size`.
         active: boolean `(*batch,)`, the rows that count; None for all. The others, of a prompt or of padding, give
             zeros and are left out of the products, as with `skip_rows` of `linear_softmax_cross_entropy`.
-        **options: see `LogitOptions`.
+        **options: see `SupportOptions`, for the distribution of draws that were filtered, and `LogitOptions`.
 
     Returns:
         `SoftmaxStatistics`, each `(*batch,)`: float32, or float64 for float64 features.
@@ -158,7 +158,7 @@ def linear_softmax_statistics(
         >>> print(statistics.log_prob, statistics.argmax)
         [-1.2143 -2.2143] [0 0]
     """
-    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, LogitOptions)
+    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, SupportOptions)
     if active is not None:
         active = checks.bool_array("active", active)
         checks.has_shape("active", active, head.batch, "True for a row that counts")

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.options import LogitOptions, checked_rows
+from jsoftmax._rows.options import SupportOptions, checked_rows
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.statistics import Config, RowStatistics, row_statistics
 
@@ -40,7 +40,7 @@ def softmax_statistics(
     labels: ArrayLike,
     axis: Axis = -1,
     where: ArrayLike | None = None,
-    **options: Unpack[LogitOptions],
+    **options: Unpack[SupportOptions],
 ) -> SoftmaxStatistics:
     r"""The five numbers of each row that every softmax loss is made of, in one pass and under one derivative rule.
 
@@ -53,11 +53,12 @@ def softmax_statistics(
         labels: integers of the batch's shape, or floats of the shape of `logits`.
         axis: the class axis or axes.
         where: the classes that take part, as in `softmax_cross_entropy`.
-        **options: see `LogitOptions`: `temperature`, `softcap`, `derivative`, `implementation`.
+        **options: see `SupportOptions`, for the distribution of draws that were filtered, and `LogitOptions`.
 
     Returns:
         `SoftmaxStatistics`, in nats: float32 for float16 and bfloat16 logits, else in the logits' dtype. A row without
-        any class has `logsumexp` −∞ and zeros.
+        any class has `logsumexp` −∞ and zeros. A label outside its support has `log_prob` −∞, and its gradient is that
+        of the others' probabilities.
 
     Raises:
         TypeError: logits are not floating-point.
@@ -73,7 +74,7 @@ def softmax_statistics(
         >>> print(s.log_prob, s.entropy, s.argmax)
         [-0.6931 -3.0486] [0.6931 0.1909] [0 0]
     """
-    checks.only_options(options, LogitOptions)
+    checks.only_options(options, SupportOptions)
     rows = checked_rows(logits, labels, axis, where, options)
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}")

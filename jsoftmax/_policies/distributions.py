@@ -13,7 +13,7 @@ from jsoftmax._losses.divergences import kl_of_rows
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.options import LogitOptions, checked_rows
+from jsoftmax._rows.options import LogitOptions, SupportOptions, checked_rows
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.statistics import Config, row_statistics
 
@@ -24,7 +24,7 @@ def log_prob(
     actions: ArrayLike,
     axis: Axis = -1,
     where: ArrayLike | None = None,
-    **options: Unpack[LogitOptions],
+    **options: Unpack[SupportOptions],
 ) -> Array:
     r"""Log-probabilities of actions, draws of `sample` for example.
 
@@ -35,8 +35,8 @@ def log_prob(
         logits: float array; `axis` holds the classes.
         actions: integers `(*batch,)`, or `(*sample_shape, *batch)`. One that is no class, such as −1, gives NaN.
         axis: the class axis or axes.
-        where: the classes that take part, such as those of `filter_classes`. The others have −∞.
-        **options: see `LogitOptions`: `temperature`, `softcap`, `derivative`, `implementation`.
+        where: the classes that take part. The others have −∞, and so have those that `top_p` and the like leave out.
+        **options: see `SupportOptions`: `support`, `top_k`, `top_p`, `min_p`, and `LogitOptions`, `axis_name` apart.
 
     Returns:
         An array of the shape of `actions`, in nats: float32 for narrower logits. 0 for a row without any class.
@@ -63,7 +63,7 @@ def log_prob(
 
 @in_any_layout("logits")
 def entropy(
-    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, **options: Unpack[LogitOptions]
+    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, **options: Unpack[SupportOptions]
 ) -> Array:
     r"""The entropy of each row's distribution.
 
@@ -73,7 +73,7 @@ def entropy(
         logits: float array; `axis` holds the classes.
         axis: the class axis or axes.
         where: the classes that take part.
-        **options: see `LogitOptions`: `temperature`, `softcap`, `derivative`, `implementation`.
+        **options: see `SupportOptions`: `support`, `top_k`, `top_p`, `min_p`, and `LogitOptions`, `axis_name` apart.
 
     Returns:
         An array of the batch's shape, in nats, between 0 and the logarithm of the number of classes; float32 for
@@ -146,8 +146,8 @@ def kl_divergence(
     return kl_of_rows(_checked(logits, axis, where, options), _checked(other_logits, axis, where, options))
 
 
-def _checked(logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions) -> Rows:
-    checks.only_options(options, LogitOptions)
+def _checked(logits: ArrayLike, axis: Axis, where: ArrayLike | None, options: LogitOptions | SupportOptions) -> Rows:
+    checks.only_options(options, SupportOptions)
     rows = checked_rows(logits, None, axis, where, options)
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}")
@@ -171,5 +171,5 @@ def _entropy(rows: Rows, config: Config) -> Array:
     return row_statistics(rows, config).entropy
 
 
-def _config(want: str, options: LogitOptions) -> Config:
+def _config(want: str, options: LogitOptions | SupportOptions) -> Config:
     return Config((want,), options.get("implementation"), options.get("derivative", "vjp"))

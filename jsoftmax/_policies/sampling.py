@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax._policies.filters import Filters, checked_filters, kept
 from jsoftmax._rows.axes import Axis, classes_back, normalize_axes
 from jsoftmax._rows.exponentials import gap
 from jsoftmax._rows.layouts import in_any_layout
-from jsoftmax._rows.options import checked_rows
+from jsoftmax._rows.options import SupportOptions, checked_rows
 from jsoftmax._rows.reports import report_rows, report_values
 from jsoftmax._rows.rows import Rows
 
@@ -69,8 +68,8 @@ def sample(
     References:
         Gumbel, *Statistical Theory of Extreme Values*, 1954; Maddison, Tarlow and Minka, *A\* Sampling*, 2014.
     """
-    rows, filters = _checked(logits, axis, where, temperature, top_k, top_p, min_p)
-    return _draws(key, rows, filters, tuple(sample_shape), None)
+    rows = _checked(logits, axis, where, temperature, top_k, top_p, min_p)
+    return _draws(key, rows, tuple(sample_shape), None)
 
 
 @in_any_layout("logits")
@@ -124,10 +123,10 @@ def sample_without_replacement(
         Plackett, *The Analysis of Permutations*, 1975; Kool, van Hoof and Welling, *Stochastic Beams and Where to Find
         Them*, 2019 (Gumbel top-k).
     """
-    rows, filters = _checked(logits, axis, where, temperature, top_k, top_p, min_p)
+    rows = _checked(logits, axis, where, temperature, top_k, top_p, min_p)
     if not 1 <= count <= rows.logits.shape[-1]:
         raise ValueError(f"count must be between 1 and the {rows.logits.shape[-1]} classes, got {count}")
-    return _draws(key, rows, filters, tuple(sample_shape), count)
+    return _draws(key, rows, tuple(sample_shape), count)
 
 
 @in_any_layout("logits")
@@ -180,35 +179,35 @@ def filter_classes(
         Fan, Lewis and Dauphin, *Hierarchical Neural Story Generation*, 2018 (top-k); Holtzman et al., *The Curious Case
         of Neural Text Degeneration*, 2020 (top-p); Nguyen et al., *Turning Up the Heat*, 2025 (min-p).
     """
-    rows, filters = _checked(logits, axis, where, temperature, top_k, top_p, min_p)
+    rows = _checked(logits, axis, where, temperature, top_k, top_p, min_p)
     shape = jnp.shape(logits)
-    return classes_back(_kept(rows, filters), normalize_axes(axis, len(shape)), shape)
+    return classes_back(_kept(rows), normalize_axes(axis, len(shape)), shape)
 
 
-def _checked(logits, axis, where, temperature, top_k, top_p, min_p) -> tuple[Rows, Filters]:
-    rows = checked_rows(logits, None, axis, where, {"temperature": temperature})
+def _checked(logits, axis, where, temperature, top_k, top_p, min_p) -> Rows:
+    options: SupportOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    rows = checked_rows(logits, None, axis, where, options)
     if rows.logits.shape[-1] == 0:
         raise ValueError(f"logits has shape {jnp.shape(logits)} and so no class along axis {axis}")
-    return rows, checked_filters(rows, top_k, top_p, min_p)
+    return rows
 
 
 @jax.jit
-def _kept(rows: Rows, filters: Filters) -> Array:
-    return kept(rows.z(), filters)
+def _kept(rows: Rows) -> Array:
+    return rows.z() != -jnp.inf
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _draws(key: Array, rows: Rows, filters: Filters, sample_shape: tuple[int, ...], count: int | None) -> Array:
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draws(key: Array, rows: Rows, sample_shape: tuple[int, ...], count: int | None) -> Array:
     """One class a row, or the first `count` different ones."""
     z = rows.z()
     maximum = jnp.max(z, axis=-1)
     bad = ~jnp.isfinite(maximum)
     idle = report_values(rows, jnp.zeros_like(bad), None)
     idle = report_rows("row {row} of logits has no class to draw, or holds infinity", bad, idle)
-    # Relative to the maximum, noise keeps its digits however large the logits are.
-    kept_gaps = jnp.where(kept(z, filters), gap(z, maximum[..., None]), -jnp.inf)
     noise = jax.random.gumbel(key, (*sample_shape, *z.shape), z.dtype, mode="high")
-    scores = jnp.broadcast_to(kept_gaps, noise.shape) + noise
+    # Relative to the maximum, noise keeps its digits however large the logits are.
+    scores = jnp.broadcast_to(gap(z, maximum[..., None]), noise.shape) + noise
     bad |= idle
     if count is None:
         drawn = jnp.argmax(scores, axis=-1)

@@ -14,6 +14,7 @@ from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.platforms import IMPLEMENTATIONS
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.shards import AxisName, class_shards
+from jsoftmax._rows.support import in_support
 from jsoftmax._rows.varying import varying
 
 DERIVATIVES = ("vjp", "jvp")
@@ -41,6 +42,25 @@ class LogitOptions(TypedDict, total=False):
     axis_name: AxisName
 
 
+class SupportOptions(LogitOptions, total=False):
+    """Options of what asks for the distribution of a draw: which classes of a row could be drawn.
+
+    They act in this order, after `where`, soft cap and temperature, as in `categorical.sample`. What they keep is a
+    constant to derivatives.
+
+    support: integers `(*batch, k)`, the only classes that take part, such as a sampler stored them; a place that holds
+        no class, such as −1, is unused. A row all of whose places are is one whose classes are all masked.
+    top_k: k ≥ 1, an integer or one a row: classes with fewer than k above them.
+    top_p: P in [0, 1], a number or one a row: classes above which the others of what is left hold less than P.
+    min_p: the least probability that is kept, as a share of the largest, in [0, 1]; a number or one a row.
+    """
+
+    support: ArrayLike | None
+    top_k: ArrayLike | None
+    top_p: ArrayLike | None
+    min_p: ArrayLike | None
+
+
 def logit_transform(where: Array | None, options: LogitOptions, batch: tuple[int, ...], dtype) -> Transform:
     """The `Transform` of checked options; what is known to change nothing is left out."""
     softcap, temperature = options.get("softcap"), options.get("temperature", 1.0)
@@ -64,9 +84,9 @@ def checked_rows(
     labels: ArrayLike | None,
     axis: Axis,
     where: ArrayLike | None,
-    options: LogitOptions,
+    options: LogitOptions | SupportOptions,
 ) -> Rows:
-    """Logits, labels and options as the engines take them, classes in the last axis."""
+    """Logits, labels and options as the engines take them: classes in the last axis, those ruled out masked."""
     logits = checks.float_array("logits", logits)
     if logits.ndim == 0:
         raise ValueError("logits has shape (), but needs at least one dimension: the classes")
@@ -95,7 +115,7 @@ def checked_rows(
             f"logits varies over the mesh axes {sorted(varying(logits))}, but axis_name={shards.names} says that its "
             "classes are split over those; name them in in_specs"
         )
-    return Rows(classes_last(logits, axes), labels, transform, shards=shards)
+    return in_support(Rows(classes_last(logits, axes), labels, transform, shards=shards), options)
 
 
 def _checked_labels(labels: Array, logits: Array, axes: tuple[int, ...], batch: tuple[int, ...]) -> Array:

@@ -12,7 +12,7 @@ import oracle
 import pytest
 from jax.experimental import checkify
 from jax.test_util import check_grads
-from scipy import stats
+from oracle import assert_distribution, filtered_probabilities
 
 import jsoftmax
 from jsoftmax import categorical
@@ -164,22 +164,6 @@ def test_log_prob_of_several_draws():
 # --- Filters ---
 
 
-def filtered_probabilities(logits, where=None, temperature=1.0, top_k=None, top_p=None, min_p=None):
-    """What sampling is to do with one row, by sorting, in float64."""
-    z = np.asarray(logits, np.float64) / temperature
-    z = np.where(np.isneginf(z) if where is None else np.isneginf(z) | ~np.asarray(where), -INF, z)
-    p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-    if top_k is not None:
-        p = np.where(p >= np.sort(p)[::-1][min(top_k, p.size) - 1], p, 0)
-    if top_p is not None:
-        p = p / p.sum()
-        above = np.array([p[p > one].sum() for one in p])
-        p = np.where((above < top_p) | (p == p.max()) | (top_p >= 1), p, 0)
-    if min_p is not None:
-        p = np.where(p >= min_p * p.max(), p, 0)
-    return p / p.sum()
-
-
 ROW = np.array([0.5, 2.0, -1.0, 2.5, 0.0, -INF, 1.0, -3.0, 2.0, 1.2], np.float32)
 MASK = np.array([True, True, True, False, True, True, True, True, True, True])
 OPTIONS = {
@@ -280,16 +264,6 @@ def test_class_axes():
 
 
 # --- Draws ---
-
-
-def assert_distribution(drawn, expected):
-    """Chi-square, a false alarm in 10,000; classes that are not expected are not drawn at all."""
-    counts = np.bincount(np.asarray(drawn).ravel(), minlength=expected.size)
-    assert counts.size == expected.size
-    assert np.all(counts[expected == 0] == 0)
-    some = expected > 0
-    if some.sum() > 1:
-        assert stats.chisquare(counts[some], counts.sum() * expected[some] / expected.sum()).pvalue > 1e-4
 
 
 @by_options

@@ -266,6 +266,17 @@ def linear_statistics(p, **more):
     return jsoftmax.linear_softmax_statistics(p["features"], p["kernel"], p["labels"], block_size=3, **more)
 
 
+def drawn_from(statistics, names):
+    """Statistics of filtered distributions; where a label was left out, its log-probability is −∞ and moves nothing."""
+
+    def call(p, **split):
+        options = chosen(p, names, top_k=7, top_p=0.9, min_p=0.02)
+        found = [statistics(p, **options, **split), statistics(p, support=p["ids"], **split)]
+        return [s._replace(log_prob=jnp.maximum(s.log_prob, -99)) for s in found]
+
+    return call
+
+
 def calibration(p):
     fit = jsoftmax.fit_temperature(p["logits"], p["labels"], weights=p["weights"])
     return fit.temperature, fit.apply(p["logits"]).sum()
@@ -297,6 +308,9 @@ CASES: dict[str, Case] = {
         "n",
         True,
     ),
+    "softmax_statistics, support": Case(
+        drawn_from(statistics_of, LOGIT_OPTIONS), "logits labels temperature softcap ids", "n", True
+    ),
     "sigmoid_binary_cross_entropy": Case(
         lambda p: jsoftmax.sigmoid_binary_cross_entropy(p["logits"], p["targets"]), "logits targets", "nv"
     ),
@@ -323,6 +337,9 @@ CASES: dict[str, Case] = {
         "features kernel labels temperature softcap",
         "n",
         True,
+    ),
+    "linear_softmax_statistics, support": Case(
+        drawn_from(linear_statistics, ("temperature",)), "features kernel labels temperature ids", "n", True
     ),
     "blockwise, rows": Case(in_blocks(row_loss), "features table labels weights"),
     "blockwise, sum": Case(in_blocks(lambda p, r: row_loss(p, r).sum()), "features table labels weights", ""),
