@@ -8,11 +8,16 @@ from jsoftmax._blocks.contrast import (
     contrastive_loss as contrastive_loss,
     sigmoid_contrastive_loss as sigmoid_contrastive_loss,
 )
+from jsoftmax._blocks.distillation import (
+    linear_distillation_loss as linear_distillation_loss,
+    linear_top_k_distillation_loss as linear_top_k_distillation_loss,
+)
 from jsoftmax._blocks.head import default_block_size as default_block_size
 from jsoftmax._blocks.linear import (
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,
     linear_softmax_statistics as linear_softmax_statistics,
 )
+from jsoftmax._blocks.top_k import linear_top_k as linear_top_k
 from jsoftmax._calibration.brier_score import brier_score as brier_score
 from jsoftmax._calibration.errors import (
     CalibrationOptions as CalibrationOptions,
@@ -30,6 +35,7 @@ from jsoftmax._losses.cross_entropy import (
     softmax_focal_loss as softmax_focal_loss,
 )
 from jsoftmax._losses.distillation import (
+    DistillationOptions as DistillationOptions,
     distillation_loss as distillation_loss,
     jensen_shannon_divergence as jensen_shannon_divergence,
     top_k_distillation_loss as top_k_distillation_loss,

@@ -135,7 +135,7 @@ def _one_way(
     compute = "losses" if reduction == "none" else "sum"
     constants = tuple(sorted(head.known.items()))
     block = PairBlock(compute, False, True, constants, alike, pairs.to_itself)
-    return run_blocks(head, block, block_size)[0]
+    return run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size)[0]
 
 
 def _ids(labels: ArrayLike | None, item_ids: ArrayLike | None) -> tuple[str, ArrayLike | None]:
@@ -213,7 +213,7 @@ def sigmoid_contrastive_loss(
     options = {"temperature": temperature, "bias": bias, "derivative": derivative}
     head = pairs.head(options, _SigmoidOptions, reduction)
     block = _SigmoidBlock(reduction != "none", labels is not None, tuple(sorted(head.known.items())))
-    loss = run_blocks(head, block, block_size)[0]
+    loss = run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size)[0]
     return loss if reduction == "none" else pairs.sum(loss)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from jsoftmax._rows.options import SupportOptions
 from jsoftmax._rows.shards import class_shards, devices_of_mesh
 from jsoftmax._rows.support import checked_support
 from jsoftmax._rows.varying import axes_of, vary_floats
+from jsoftmax._rows.weights import REDUCTIONS, shares
 
 
 def default_block_size(classes: int, dtype) -> int:
@@ -32,6 +34,16 @@ def default_block_size(classes: int, dtype) -> int:
     budget, devices = 2**26 if jax.default_backend() == "cpu" else 2**30, devices_of_mesh()
     rows = budget * devices // (max(classes, 1) * jnp.dtype(compute_dtype(dtype)).itemsize)
     return min(max(1 << max(rows.bit_length() - 1, 0), 128 * devices), 4096 * devices)
+
+
+def logits_of(params: dict, rows: dict, transposed: bool, derivative: str, of: str = "") -> Array:
+    """features · kernel + bias of a block of rows; of those that are not active, nothing but the bias."""
+    features, bias = rows[f"{of}features"], params[f"{of}bias"]
+    if rows["active"] is not None:
+        # A NaN in an idle row would reach the kernel's gradient as 0 · NaN.
+        features = jnp.where(rows["active"][:, None], features, 0)
+    logits = project(features, params[f"{of}kernel"], transposed, derivative)
+    return logits if bias is None else logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +58,8 @@ class Block:
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes  # the kernel is narrowed within its product
         options = {**dict(self.constants), **params["options"], **rows["options"]}
-        features, active = rows["features"], rows["active"]
-        if active is not None:
-            # A NaN in an idle row would reach the kernel's gradient as 0 · NaN.
-            features = jnp.where(active[:, None], features, 0)
-        logits = project(features, params["kernel"], self.kernel_transposed, options.get("derivative", "vjp"))
-        if params["bias"] is not None:
-            logits = logits + jnp.broadcast_to(params["bias"].astype(logits.dtype), logits.shape)
+        active = rows["active"]
+        logits = logits_of(params, rows, self.kernel_transposed, options.get("derivative", "vjp"))
         rows, where = self.targets(params, rows, logits.shape)
         if self.compute == "statistics":
             return self._statistics(logits, where, rows, options), ()
@@ -102,34 +109,82 @@ def checked_head(
     names: type,
 ) -> Head:
     checks.only_options(options, names)
-    features, kernel = checks.float_array("features", features), checks.float_array("kernel", kernel)
-    labels = jnp.asarray(labels)
-    if features.ndim == 0 or kernel.ndim != 2:
-        raise ValueError(
-            f"features has shape {features.shape} and kernel {kernel.shape}, but need (*batch, features) and a matrix"
-        )
+    features, kernel, bias = checked_product(features, kernel, bias, kernel_transposed)
     batch, width = features.shape[:-1], features.shape[-1]
     classes = kernel.shape[0 if kernel_transposed else 1]
-    checks.has_kernel_shape(kernel, width, classes, kernel_transposed)
-    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == features.ndim:
+    labels = checked_labels(labels, batch, classes)
+    if where is not None:
+        where = checks.bool_array("where", where)
+        kernel = without_masked(kernel, where, kernel_transposed)
+    known, shared, each = divided(options, batch)
+    known["axis_name"] = class_shards(options.get("axis_name")).names or None
+    params = {"kernel": kernel, "bias": bias, "where": where, "options": shared}
+    rows = {"features": features.reshape(-1, width), "labels": labels, "options": each}
+    rows |= {"active": None, "weights": None, "numbers": jnp.arange(labels.shape[0])}
+    return Head(params, rows, known, batch, kernel_transposed)
+
+
+def checked_product(
+    features: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, transposed: bool, of: str = ""
+) -> tuple[Array, Array, Array | None]:
+    """Features, kernel and bias of a head, whose arguments' names begin with `of`."""
+    features, kernel = checks.float_array(f"{of}features", features), checks.float_array(f"{of}kernel", kernel)
+    if features.ndim == 0 or kernel.ndim != 2:
+        raise ValueError(
+            f"{of}features has shape {features.shape} and {of}kernel {kernel.shape}, but need (*batch, features) and a "
+            "matrix"
+        )
+    classes = kernel.shape[0 if transposed else 1]
+    checks.has_kernel_shape(kernel, features.shape[-1], classes, transposed, f"{of}kernel")
+    if classes == 0:
+        raise ValueError(f"{of}kernel has shape {kernel.shape} and so no class; a loss needs one")
+    if bias is not None:
+        bias = checks.float_array(f"{of}bias", bias)
+        checks.has_shape(f"{of}bias", bias, (classes,), "one number for each class")
+    return features, kernel, bias
+
+
+def without_masked(kernel: Array, where: Array, transposed: bool) -> Array:
+    """What a masked class has in the kernel must not reach the features' gradient as 0 · NaN."""
+    checks.has_shape(
+        "where", where, kernel.shape[:1] if transposed else kernel.shape[1:], "True for a class that takes part"
+    )
+    return jnp.where(jnp.expand_dims(where, 1 if transposed else 0), kernel, 0)
+
+
+def checked_labels(labels: ArrayLike, batch: tuple[int, ...], classes: int) -> Array:
+    """Class numbers or probabilities, one row after the other."""
+    labels = jnp.asarray(labels)
+    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == len(batch) + 1:
         checks.has_shape("labels", labels, (*batch, classes), "one probability for each class of each row of features")
     else:
         labels = checks.integer_array("labels", labels)
         checks.has_shape("labels", labels, batch, "one class number for each row of features")
-    if classes == 0:
-        raise ValueError(f"kernel has shape {kernel.shape} and so no class; a loss needs one")
-    if bias is not None:
-        bias = checks.float_array("bias", bias)
-        checks.has_shape("bias", bias, (classes,), "one number for each class")
-    if where is not None:
-        where = checks.bool_array("where", where)
-        checks.has_shape("where", where, (classes,), "True for a class that takes part")
-        # What a masked class has in the kernel must not reach the features' gradient as 0 · NaN.
-        kernel = jnp.where(jnp.expand_dims(where, 1 if kernel_transposed else 0), kernel, 0)
-    known: dict[str, Any] = {"axis_name": class_shards(options.get("axis_name")).names or None}
-    shared, each = {}, {}
+    return labels.reshape(-1, *labels.shape[len(batch) :])
+
+
+def counted(
+    weights: ArrayLike | None, ignored: Array | None, reduction: str, batch: tuple[int, ...], dtype
+) -> dict[str, Any]:
+    """Which rows count, and the factor of each in the result; None for all and for 1."""
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    active = None if ignored is None else ~ignored
+    if weights is not None:
+        weights = checks.float_array("weights", weights).astype(dtype)
+        checks.has_shape("weights", weights, batch, "one factor for each row of features")
+        weights = weights.reshape(-1)
+        active = weights != 0 if active is None else active & (weights != 0)
+    if reduction == "mean":
+        weights = jnp.ones(math.prod(batch), dtype) if weights is None else weights
+        weights = shares(weights if active is None else jnp.where(active, weights, 0))
+    return {"weights": weights, "active": active}
+
+
+def divided(options: Mapping[str, Any], batch: tuple[int, ...]) -> tuple[dict, dict, dict]:
+    """Options whose values are known, that are the same for all rows, and that each row has of its own."""
+    known, shared, each = {}, {}, {}
     for name, value in options.items():
-        if name in known:
+        if name == "axis_name":
             continue
         if value is None or isinstance(value, str):
             known[name] = value
@@ -142,12 +197,7 @@ def checked_head(
             each[name] = support.reshape(-1, support.shape[-1])
         else:
             each[name] = checks.scalar_or_rows(name, value, batch).reshape(-1)
-    params = {"kernel": kernel, "bias": bias, "where": where, "options": shared}
-    flat = labels.reshape(-1, *labels.shape[len(batch) :])
-    rows = {"features": features.reshape(-1, width), "labels": flat, "options": each}
-    numbers = jnp.arange(flat.shape[0])
-    rows |= {"active": None, "weights": None, "numbers": numbers}
-    return Head(params, rows, known, batch, kernel_transposed)
+    return known, shared, each
 
 
 def in_blocks(
@@ -160,23 +210,25 @@ def in_blocks(
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
     block = Block(compute, with_statistics, head.transposed, tuple(sorted(head.known.items())))
-    return run_blocks(head, block, block_size, row_sharding, skip)
+    return run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size, skip, row_sharding)
 
 
 def run_blocks(
-    head: Head,
-    block: Callable,
+    block: Callable[[tuple, dict, dict], Any],
+    params: dict[str, Any],
+    rows: dict[str, Any],
+    known: dict[str, Any],
+    transposed: bool,
     block_size: int | None,
-    row_sharding: RowSharding | None = None,
     skip: bool = False,
+    row_sharding: RowSharding | None = None,
 ) -> Any:
-    """A computation on one block, `block(dtypes, params, rows)`, for all rows."""
-    params, rows, known = head.params, dict(head.rows), head.known
+    """What `block` makes of as many rows at a time, for the kernel and the features of those names and all beside."""
     if block_size is None:
-        block_size = default_block_size(params["kernel"].shape[0 if head.transposed else 1], rows["features"].dtype)
+        block_size = default_block_size(params["kernel"].shape[0 if transposed else 1], rows["features"].dtype)
     elif block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    shards = class_shards(known["axis_name"])
+    shards = class_shards(known.get("axis_name"))
     # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
     params, rows = vary_floats((params, rows), axes_of(params, rows) - set(shards.names))
     rows["features"] = vary_floats(rows["features"], axes_of(params["kernel"]))

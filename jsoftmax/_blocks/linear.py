@@ -5,11 +5,10 @@ No option is known here. A block is the dense loss on one block of logits (`head
 
 from typing import Any, Unpack
 
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
-from jsoftmax._blocks.head import Head, checked_head, in_blocks
+from jsoftmax._blocks.head import Head, checked_head, counted, in_blocks
 from jsoftmax._blocks.row_sharding import checked_row_sharding
 from jsoftmax._losses.row_losses import LossOptions
 from jsoftmax._losses.statistics import SoftmaxStatistics
@@ -17,7 +16,6 @@ from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import SupportOptions
-from jsoftmax._rows.weights import REDUCTIONS, shares
 
 
 @in_any_layout("features")
@@ -93,30 +91,15 @@ def linear_softmax_cross_entropy(
         Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models*, 2024;
         Hsu et al., *Liger Kernel*, 2024 (gradients in the forward pass).
     """
-    checks.one_of("reduction", reduction, REDUCTIONS)
     head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, LossOptions)
-    head.rows.update(_counted(head, weights, options.get("ignore_index"), reduction))
+    dtype, ignore_index = compute_dtype(head.rows["features"].dtype), options.get("ignore_index")
+    ignored = None if ignore_index is None or head.rows["labels"].ndim != 1 else head.rows["labels"] == ignore_index
+    head.rows.update(counted(weights, ignored, reduction, head.batch, dtype))
     compute = "losses" if reduction == "none" else "sum"
     split = checked_row_sharding(row_sharding, head.batch)
     loss, statistics = in_blocks(head, compute, block_size, split, return_statistics, skip_rows)
     loss = loss.reshape(head.batch) if reduction == "none" else loss
     return (loss, _in_shape(statistics, head)) if return_statistics else loss
-
-
-def _counted(head: Head, weights: ArrayLike | None, ignore_index: int | None, reduction: str) -> dict[str, Any]:
-    """Which rows count, and the factor of each in the result; None for all and for 1."""
-    dtype, labels, active = compute_dtype(head.rows["features"].dtype), head.rows["labels"], None
-    if weights is not None:
-        weights = checks.float_array("weights", weights).astype(dtype)
-        checks.has_shape("weights", weights, head.batch, "one factor for each row of features")
-        weights = weights.reshape(-1)
-        active = weights != 0
-    if ignore_index is not None and labels.ndim == 1:
-        active = labels != ignore_index if active is None else active & (labels != ignore_index)
-    if reduction == "mean":
-        weights = jnp.ones(labels.shape[:1], dtype) if weights is None else weights
-        weights = shares(weights if active is None else jnp.where(active, weights, 0))
-    return {"weights": weights, "active": active}
 
 
 @in_any_layout("features")

@@ -77,7 +77,8 @@ def linear_ranks(
     if exclude is not None:
         exclude = exclude.reshape(-1, exclude.shape[-1])
     head.rows["exclude"] = exclude
-    return run_blocks(head, _RankBlock(ties, kernel_transposed, axis_name), block_size)[0].reshape(head.batch)
+    block = _RankBlock(ties, kernel_transposed, axis_name)
+    return run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size)[0].reshape(head.batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Losses that teach a student by a teacher's distribution."""
 
+from typing import TypedDict, Unpack
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -15,6 +17,27 @@ from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import checked_rows
 from jsoftmax._rows.rows import Rows
 
+DIVERGENCES = ("forward", "reverse", "jensen_shannon")
+
+
+class DistillationOptions(TypedDict, total=False):
+    """Options of distillation.
+
+    temperature: T above 0, 1 by default; a number, traced if need be, or one a row; differentiable.
+    label_weight: α, the share of the labels' cross-entropy at temperature 1, in [0, 1], 1/2 by default; a number or one
+        a row; used with labels only.
+    divergence: "forward" (the default) for KL(t ‖ p), which the student lowers by having every class that the teacher
+        has; "reverse" for KL(p ‖ t), which it lowers by having none that the teacher does not have;
+        "jensen_shannon" for what lies between, `jensen_shannon_divergence(student, teacher)`.
+    mixture_weight: w of the latter in [0, 1], the teacher's share of the mixture, 1/2 by default: close to 0 it is w
+        times the forward divergence, close to 1 it is 1 − w times the reverse one. One number; differentiable.
+    """
+
+    temperature: ArrayLike
+    label_weight: ArrayLike
+    divergence: str
+    mixture_weight: ArrayLike
+
 
 @in_any_layout("student_logits")
 def distillation_loss(
@@ -23,17 +46,16 @@ def distillation_loss(
     labels: ArrayLike | None = None,
     axis: Axis = -1,
     where: ArrayLike | None = None,
-    *,
-    temperature: ArrayLike = 1.0,
-    label_weight: ArrayLike = 0.5,
+    **options: Unpack[DistillationOptions],
 ) -> Array:
     r"""Divergence of a student's distribution from its teacher's, both softened by a temperature.
 
-    .. math:: \mathrm{loss} = (1 - \alpha)\,T^2\,\mathrm{KL}(t \,\|\, p) - \alpha \log \mathrm{softmax}(s)_y, \qquad
+    .. math:: \mathrm{loss} = (1 - \alpha)\,T^2\,D(t, p) - \alpha \log \mathrm{softmax}(s)_y, \qquad
         t = \mathrm{softmax}(u / T), \quad p = \mathrm{softmax}(s / T)
 
-    for student logits s, teacher logits u and the weight α of the labels; without labels, α = 0. The factor T² keeps
-    the gradient :math:`T\,(p - t)` of the same size whatever the temperature. Both loss and gradient are right to
+    for student logits s, teacher logits u, the weight α of the labels (without labels, 0), and D the divergence,
+    :math:`\mathrm{KL}(t \,\|\, p)` by default. The factor T² keeps the gradient, which then is
+    :math:`T\,(p - t)`, of the same size whatever the temperature. Both loss and gradient are right to
     rounding however close the two are: no logarithms are subtracted, but the logits themselves.
 
     Args:
@@ -44,19 +66,19 @@ def distillation_loss(
         axis: the class axis, or a tuple of axes that together number the classes.
         where: boolean, of the shape of the logits or broadcasting to it, or of the batch's shape: the classes that take
             part, for both models. What it masks is never read; a row without any class gives 0.
-        temperature: T above 0, a number, traced if need be, or one a row; differentiable.
-        label_weight: α, the share of the labels' cross-entropy at temperature 1, in [0, 1]; used with labels only.
+        **options: see `DistillationOptions`: `temperature`, `label_weight`, `divergence`, `mixture_weight`.
 
     Returns:
         The loss of each row in nats, of the batch's shape: float32 for narrower logits. A class that the teacher has
-        and to which the student gives a logit of −∞ makes the row +∞; a NaN or +∞ makes its own row NaN.
+        and to which the student gives a logit of −∞ makes the row +∞ (the other way round with "reverse", neither way
+        with "jensen_shannon"); a NaN or +∞ makes its own row NaN.
 
     Raises:
         TypeError: logits are not floating-point, or `where` is not boolean.
-        ValueError: teacher logits of another shape, no class, or a known temperature or weight out of range.
+        ValueError: teacher logits of another shape, no class, an unknown divergence, or a known number out of range.
 
     Derivatives: every mode. Saves both arrays of logits and O(rows) numbers. For two language models, whose logits are
-    too large to keep, see `blockwise`.
+    too large to keep, see `linear_distillation_loss`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jsoftmax
@@ -68,12 +90,15 @@ def distillation_loss(
         [0.1494]
 
     References:
-        Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, 2015.
+        Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*, 2015;
+        Agarwal et al., *On-Policy Distillation of Language Models*, 2024 (reverse and Jensen–Shannon).
     """
-    student, teacher = _checked_pair(student_logits, teacher_logits, axis, where, temperature)
-    softened = _temperature_squared(student) * kl_of_rows(teacher, student)
+    checks.only_options(options, DistillationOptions)
+    student, teacher = _checked_pair(student_logits, teacher_logits, axis, where, options.get("temperature", 1.0))
+    softened = _temperature_squared(student) * _divergence(student, teacher, options)
     if labels is None:
         return softened
+    label_weight = options.get("label_weight", 0.5)
     checks.within("label_weight", label_weight, 0.0, 1.0)
     label_weight = checks.scalar_or_rows("label_weight", jnp.asarray(label_weight, softened.dtype), softened.shape)
     # Plain autodiff would keep the probabilities of the labels' loss.
@@ -148,6 +173,8 @@ def top_k_distillation_loss(
     z = logits.astype(dtype) / temperature[..., None]
     student = _with_tail(z, indices)
     teacher = jnp.concatenate([log_t.astype(dtype), _log_tail(log_t.astype(dtype))[..., None]], axis=-1)
+    if places == classes:  # no class is left, and a tail that is rounding is not to be infinitely far from none
+        student, teacher = student[..., :-1], teacher[..., :-1]
     losses = temperature**2 * kl_of_rows(Rows(teacher), Rows(student))
     return losses if where is None else jnp.where(where, losses, 0)
 
@@ -199,10 +226,23 @@ def jensen_shannon_divergence(
         Lin, *Divergence Measures Based on the Shannon Entropy*, 1991.
     """
     second, first = _checked_pair(second_logits, first_logits, axis, where, temperature, ("second", "first"))
-    checks.within("weight", weight, 0.0, 1.0)
-    weight = jnp.asarray(weight, first.dtype)
-    checks.has_shape("weight", weight, (), "one number")
-    return js_of_rows(first, second, weight)
+    return js_of_rows(first, second, _mixture_weight("weight", weight, first))
+
+
+def _divergence(student: Rows, teacher: Rows, options: DistillationOptions) -> Array:
+    divergence = options.get("divergence", "forward")
+    checks.one_of("divergence", divergence, DIVERGENCES)
+    if divergence == "jensen_shannon":
+        weight = _mixture_weight("mixture_weight", options.get("mixture_weight", 0.5), student)
+        return js_of_rows(student, teacher, weight)
+    return kl_of_rows(teacher, student) if divergence == "forward" else kl_of_rows(student, teacher)
+
+
+def _mixture_weight(name: str, weight: ArrayLike, rows: Rows) -> Array:
+    checks.within(name, weight, 0.0, 1.0)
+    weight = jnp.asarray(weight, rows.dtype)
+    checks.has_shape(name, weight, (), "one number")
+    return weight
 
 
 def _checked_pair(student, teacher, axis, where, temperature, names=("student", "teacher")) -> tuple[Rows, Rows]:

@@ -41,14 +41,14 @@ def has_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> 
         raise ValueError(f"{name} has shape {array.shape}, but needs {shape}: {meaning}")
 
 
-def has_kernel_shape(kernel: Array, width: int, classes: int, transposed: bool) -> None:
+def has_kernel_shape(kernel: Array, width: int, classes: int, transposed: bool, name: str = "kernel") -> None:
     needs = (classes, width) if transposed else (width, classes)
     meaning = (
         "(classes, features)"
         if transposed
-        else "(features, classes); kernel_transposed=True if it is the other way round"
+        else f"(features, classes); {name}_transposed=True if it is the other way round"
     )
-    has_shape("kernel", kernel, needs, meaning)
+    has_shape(name, kernel, needs, meaning)
 
 
 def scalar_or_rows(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:

@@ -79,6 +79,7 @@ ARRAYS: dict[str, tuple[str, Any]] = {
     "adaptive": ("", ADAPTIVE.init(jax.random.key(16))),
     "tree": ("", TREE),
     "table": ("..", normal(17, FEATURES, CLASSES)),  # a kernel that no layout splits
+    "other_table": ("..", normal(19, FEATURES, CLASSES)),
 }
 OPTIONS = ("temperature", "softcap", "label_smoothing", "z_loss", "class_weights")
 LOGIT_OPTIONS = ("temperature", "softcap")
@@ -302,6 +303,11 @@ def drawn_from(statistics, names):
     return call
 
 
+def two_heads(p, **more):
+    heads = (p[name] for name in ("features", "table", "items", "other_table"))
+    return jsoftmax.linear_distillation_loss(*heads, block_size=3, **more)
+
+
 def calibration(p):
     fit = jsoftmax.fit_temperature(p["logits"], p["labels"], weights=p["weights"])
     return fit.temperature, fit.apply(p["logits"]).sum()
@@ -402,6 +408,35 @@ CASES: dict[str, Case] = {
     ),
     "top_k_distillation_loss": Case(
         lambda p: jsoftmax.top_k_distillation_loss(p["logits"], p["log_probs"], p["ids"]), "logits log_probs ids"
+    ),
+    "distillation_loss, mixture": Case(
+        lambda p: jsoftmax.distillation_loss(p["logits"], p["others"], divergence="jensen_shannon"), "logits others"
+    ),
+    "linear_distillation_loss": Case(two_heads, "features table items other_table", ""),
+    "linear_distillation_loss, options": Case(
+        lambda p: two_heads(
+            p,
+            weights=p["weights"],
+            labels=p["labels"],
+            temperature=p["temperature"],
+            divergence="reverse",
+            reduction="none",
+        ),
+        "features table items other_table weights labels temperature",
+    ),
+    "linear_top_k_distillation_loss": Case(
+        lambda p: jsoftmax.linear_top_k_distillation_loss(
+            p["features"], p["table"], p["log_probs"], p["ids"], weights=p["weights"], reduction="sum", block_size=3
+        ),
+        "features table log_probs ids weights",
+        "",
+    ),
+    "linear_top_k": Case(
+        lambda p, **s: jsoftmax.linear_top_k(p["features"], p["kernel"], 7, block_size=3, **s)[0],
+        "features kernel",
+        "n.",
+        True,
+        **KEYED,
     ),
     "jensen_shannon_divergence": Case(
         lambda p: jsoftmax.jensen_shannon_divergence(p["logits"], p["others"], temperature=p["temperature"]),
