@@ -52,7 +52,7 @@ def blockwise(
             block.
 
     Returns:
-        A function of `(params, rows, active=None, row_sharding=None)`. A result that is one scalar has its gradients
+        A function of `(params, rows, active=None, *, row_sharding=None)`. A result that is one scalar has its gradients
         formed in the forward pass, so that nothing is computed twice; any other result runs each block once more in the
         backward pass. So add several losses up, each with its weight, and give them one by one in `aux`.
 
@@ -94,6 +94,7 @@ def blockwise(
         params: Tree,
         rows: Tree,
         active: ArrayLike | None = None,
+        *,
         row_sharding: Sharding | PartitionSpec | None = None,
     ) -> Any:
         leaves, tree = jax.tree.flatten(params)

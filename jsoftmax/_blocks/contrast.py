@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax._blocks.head import run_blocks
+from jsoftmax._blocks.head import logits_of, options_of, weighted
 from jsoftmax._blocks.pairs import PairBlock, Pairs, checked_pairs, compared
-from jsoftmax._blocks.projection import project
 from jsoftmax._losses.row_losses import LossOptions, MarginOptions
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -133,9 +132,8 @@ def _one_way(
 ) -> Array:
     head = pairs.head(options, LossOptions, reduction, backwards)
     compute = "losses" if reduction == "none" else "sum"
-    constants = tuple(sorted(head.known.items()))
-    block = PairBlock(compute, False, True, constants, alike, pairs.to_itself)
-    return run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size)[0]
+    block = PairBlock(compute, False, True, head.constants, alike, pairs.to_itself)
+    return head.run(block, block_size)[0]
 
 
 def _ids(labels: ArrayLike | None, item_ids: ArrayLike | None) -> tuple[str, ArrayLike | None]:
@@ -212,8 +210,8 @@ def sigmoid_contrastive_loss(
     pairs = checked_pairs(queries, items, *_ids(labels, item_ids), weights, axis_name)
     options = {"temperature": temperature, "bias": bias, "derivative": derivative}
     head = pairs.head(options, _SigmoidOptions, reduction)
-    block = _SigmoidBlock(reduction != "none", labels is not None, tuple(sorted(head.known.items())))
-    loss = run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size)[0]
+    block = _SigmoidBlock(reduction != "none", labels is not None, head.constants)
+    loss = head.run(block, block_size)[0]
     return loss if reduction == "none" else pairs.sum(loss)
 
 
@@ -227,11 +225,8 @@ class _SigmoidBlock:
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> tuple[Array, tuple]:
         del dtypes
-        options = {**dict(self.constants), **params["options"], **rows["options"]}
-        features, active = rows["features"], rows["active"]
-        if active is not None:
-            features = jnp.where(active[:, None], features, 0)
-        z = project(features, params["kernel"], True, options["derivative"])
+        options, active = options_of(self.constants, params, rows), rows["active"]
+        z = logits_of(params, rows, True, options["derivative"])
         temperature, bias = (jnp.asarray(options[name], z.dtype) for name in ("temperature", "bias"))
         z = z / (temperature[:, None] if temperature.ndim else temperature) + bias
         positive, where = compared(params, rows, z.shape, self.alike, to_itself=False)
@@ -239,6 +234,4 @@ class _SigmoidBlock:
         losses = jnp.sum(each if where is None else jnp.where(where, each, 0), axis=1)
         if active is not None:
             losses = jnp.where(active, losses, 0)
-        if rows["weights"] is not None:
-            losses = losses * rows["weights"]
-        return (jnp.sum(losses) if self.is_sum else losses), ()
+        return weighted(losses, rows, self.is_sum), ()

@@ -16,8 +16,11 @@ from jsoftmax._blocks.head import (
     checked_product,
     counted,
     divided,
+    hashable,
     logits_of,
+    options_of,
     run_blocks,
+    weighted,
     without_masked,
 )
 from jsoftmax._losses.distillation import DistillationOptions, distillation_loss, top_k_distillation_loss
@@ -216,13 +219,11 @@ class _Block:
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes  # the kernels are narrowed within their products
-        options = {**dict(self.constants), **params["options"], **rows["options"]}
+        options = options_of(self.constants, params, rows)
         logits = [logits_of(params, rows, transposed, self.derivative, of) for of, transposed in self.heads]
         where = params["where"] if rows["active"] is None else _mask(params["where"], rows["active"], logits[0])
         losses = self.loss(logits, where, rows, options)
-        if rows["weights"] is not None:
-            losses = losses * rows["weights"]
-        return (jnp.sum(losses) if self.summed else losses), ()
+        return weighted(losses, rows, self.summed), ()
 
 
 def _mask(where: Array | None, active: Array, logits: Array) -> Array:
@@ -248,6 +249,6 @@ def _in_blocks(
     checks.one_of("derivative", derivative, DERIVATIVES)
     known, params["options"], rows["options"] = divided(options, batch)
     rows |= counted(weights, None, reduction, batch, compute_dtype(rows["features"].dtype))
-    block = _Block(loss, heads, reduction != "none", derivative, tuple(sorted(known.items())))
+    block = _Block(loss, heads, reduction != "none", derivative, hashable(known))
     losses = run_blocks(block, params, rows, {"derivative": derivative}, heads[0][1], block_size, skip_rows)[0]
     return losses.reshape(batch) if reduction == "none" else losses

@@ -46,6 +46,16 @@ def logits_of(params: dict, rows: dict, transposed: bool, derivative: str, of: s
     return logits if bias is None else logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
+def options_of(constants: tuple[tuple[str, Any], ...], params: dict, rows: dict) -> dict[str, Any]:
+    """The options of a block: those that are known, that all blocks share, and of its own rows."""
+    return {**dict(constants), **params["options"], **rows["options"]}
+
+
+def weighted(losses: Array, rows: dict, is_sum: bool) -> Array:
+    losses = losses if rows["weights"] is None else losses * rows["weights"]
+    return jnp.sum(losses) if is_sum else losses
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
     """The dense computation on one block of rows; hashable, so that each program is compiled once."""
@@ -57,8 +67,7 @@ class Block:
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes  # the kernel is narrowed within its product
-        options = {**dict(self.constants), **params["options"], **rows["options"]}
-        active = rows["active"]
+        options, active = options_of(self.constants, params, rows), rows["active"]
         logits = logits_of(params, rows, self.kernel_transposed, options.get("derivative", "vjp"))
         rows, where = self.targets(params, rows, logits.shape)
         if self.compute == "statistics":
@@ -66,10 +75,8 @@ class Block:
         losses = row_losses(
             CrossEntropy(), logits, rows["labels"], where=where, active=active, numbers=rows["numbers"], **options
         )
-        if rows["weights"] is not None:
-            losses = losses * rows["weights"]
         aux = self._statistics(jax.lax.stop_gradient(logits), where, rows, options) if self.with_statistics else ()
-        return (jnp.sum(losses) if self.compute == "sum" else losses), aux
+        return weighted(losses, rows, self.compute == "sum"), aux
 
     def targets(self, params: dict, rows: dict, shape: tuple[int, ...]) -> tuple[dict, Array | None]:
         """The rows with their labels, and which classes take part in logits of this shape."""
@@ -96,6 +103,14 @@ class Head(NamedTuple):
     known: dict[str, Any]  # options whose values are known
     batch: tuple[int, ...]
     transposed: bool
+
+    @property
+    def constants(self) -> tuple[tuple[str, Any], ...]:
+        return hashable(self.known)
+
+    def run(self, block: Callable, block_size: int | None, **how: Any) -> Any:
+        """`run_blocks` of these arguments."""
+        return run_blocks(block, self.params, self.rows, self.known, self.transposed, block_size, **how)
 
 
 def checked_head(
@@ -180,6 +195,11 @@ def counted(
     return {"weights": weights, "active": active}
 
 
+def hashable(known: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Options whose values are known, as a block has them."""
+    return tuple(sorted(known.items()))
+
+
 def divided(options: Mapping[str, Any], batch: tuple[int, ...]) -> tuple[dict, dict, dict]:
     """Options whose values are known, that are the same for all rows, and that each row has of its own."""
     known, shared, each = {}, {}, {}
@@ -209,8 +229,8 @@ def in_blocks(
     skip: bool = False,
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
-    block = Block(compute, with_statistics, head.transposed, tuple(sorted(head.known.items())))
-    return run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size, skip, row_sharding)
+    block = Block(compute, with_statistics, head.transposed, head.constants)
+    return head.run(block, block_size, skip=skip, row_sharding=row_sharding)
 
 
 def run_blocks(

@@ -14,6 +14,7 @@ from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.shards import AxisName, class_shards
 from jsoftmax._rows.varying import searchsorted
+from jsoftmax._rows.weights import parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Pairs:
         dtype = compute_dtype(self.queries.dtype)
         weights = jnp.ones(len(self.queries), dtype) if self.weights is None else self.weights
         weights = weights if active is None else jnp.where(active, weights, 0)
-        total = self.sum(jnp.sum(weights))
-        return weights / jnp.where(total == 0, 1, total)
+        return parts(weights, self.sum(jnp.sum(weights)))
 
     def gather(self, array: Array) -> Array:
         """Of all devices, one after the other. Its transpose sums gradients where their items are."""
@@ -74,13 +74,7 @@ def checked_pairs(
     axis_name: AxisName,
 ) -> Pairs:
     """Of which callers know the ids by that name."""
-    queries = checks.float_array("queries", queries)
-    others = queries if items is None else checks.float_array("items", items)
-    if queries.ndim != 2 or others.ndim != 2 or queries.shape[1] != others.shape[1] or len(others) < len(queries):
-        raise ValueError(
-            f"queries has shape {queries.shape} and items {others.shape}, but need (batch, features) and at least as "
-            "many items of as many features"
-        )
+    queries, others = checked_vectors(queries, queries if items is None else items)
     if ids is not None:
         ids = checks.integer_array(ids_name, ids)
         checks.has_shape(ids_name, ids, others.shape[:1], "one integer for each item")
@@ -88,6 +82,16 @@ def checked_pairs(
         weights = checks.float_array("weights", weights).astype(compute_dtype(queries.dtype))
         checks.has_shape("weights", weights, queries.shape[:1], "one factor for each pair")
     return Pairs(queries, others, ids, weights, class_shards(axis_name).names, items is None)
+
+
+def checked_vectors(queries: ArrayLike, items: ArrayLike) -> tuple[Array, Array]:
+    queries, items = checks.float_array("queries", queries), checks.float_array("items", items)
+    if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1] or len(items) < len(queries):
+        raise ValueError(
+            f"queries has shape {queries.shape} and items {items.shape}, but need (batch, features) and at least as "
+            "many items of as many features"
+        )
+    return queries, items
 
 
 def _count(ids: Array, others: Array, where: Array | None) -> Array:

@@ -4,12 +4,10 @@ import dataclasses
 from typing import TypedDict
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax._blocks.head import checked_head, run_blocks
-from jsoftmax._blocks.projection import project
+from jsoftmax._blocks.head import checked_head, logits_of
 from jsoftmax._losses.ranking import TIES, checked_exclude, row_ranks
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -78,7 +76,7 @@ def linear_ranks(
         exclude = exclude.reshape(-1, exclude.shape[-1])
     head.rows["exclude"] = exclude
     block = _RankBlock(ties, kernel_transposed, axis_name)
-    return run_blocks(block, head.params, head.rows, head.known, head.transposed, block_size)[0].reshape(head.batch)
+    return head.run(block, block_size)[0].reshape(head.batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +90,6 @@ class _RankBlock:
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> tuple[Array, tuple]:
         del dtypes
         params, rows = jax.lax.stop_gradient((params, rows))
-        logits = project(rows["features"], params["kernel"], self.kernel_transposed, "vjp")
-        if params["bias"] is not None:
-            logits = logits + jnp.broadcast_to(params["bias"].astype(logits.dtype), logits.shape)
+        logits = logits_of(params, rows, self.kernel_transposed, "vjp")
         checked = checked_rows(logits, rows["labels"], -1, params["where"], {"axis_name": self.axis_name})
         return row_ranks(checked, rows["exclude"], self.ties), ()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jsoftmax._blocks.head import checked_head, logits_of, run_blocks
+from jsoftmax._blocks.head import checked_head, logits_of, options_of
 from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.probabilities import row_shares
@@ -69,9 +69,9 @@ def linear_top_k(
     here = head.params["kernel"].shape[0 if kernel_transposed else 1]
     if not 1 <= k <= shards.count(here):
         raise ValueError(f"k must be between 1 and the {shards.count(here)} classes, got {k}")
-    block = _Block(k, kernel_transposed, shards, tuple(sorted(head.known.items())))
     params, rows = jax.lax.stop_gradient((head.params, head.rows))
-    found = run_blocks(block, params, rows, head.known, kernel_transposed, block_size)[0]
+    block = _Block(k, kernel_transposed, shards, head.constants)
+    found = head._replace(params=params, rows=rows).run(block, block_size)[0]
     return tuple(array.reshape(*head.batch, k) for array in found)
 
 
@@ -86,7 +86,7 @@ class _Block:
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes
-        options: Any = {**dict(self.constants), **params["options"], **rows["options"]}
+        options: Any = options_of(self.constants, params, rows)
         logits = logits_of(params, rows, self.kernel_transposed, "vjp")
         where = None if params["where"] is None else jnp.broadcast_to(params["where"], logits.shape)
         rows_of_block = checked_rows(logits, None, -1, where, options)

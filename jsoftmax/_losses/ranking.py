@@ -162,7 +162,7 @@ def hits(ranks: ArrayLike, k: int) -> Array:
 def reciprocal_rank(ranks: ArrayLike, k: int | None = None) -> Array:
     r"""1 / rank, whose mean over rows is the MRR.
 
-    .. math:: \mathrm{RR} = 1 / \mathrm{rank} 	ext{ if } \mathrm{rank} \le k, 	ext{ else } 0
+    .. math:: \mathrm{RR} = 1 / \mathrm{rank} \text{ if } \mathrm{rank} \le k, \text{ else } 0
 
     Args:
         ranks: float array, of `ranks` or `linear_ranks`.

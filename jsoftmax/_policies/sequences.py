@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jsoftmax._policies.actions import Policy, checked_weights, log_prob_of, silenced
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
+from jsoftmax._rows.weights import parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,7 @@ class Sequences:
 
     def shares(self, weights: Array) -> Array:
         """The weights, divided by their sum in each sequence; 0 where there is none."""
-        total = self.spread(self.sums(weights), weights.shape[-1])
-        return weights / jnp.where(total == 0, 1, total)
+        return parts(weights, self.spread(self.sums(weights), weights.shape[-1]))
 
     def kept(self, weights: Array) -> Array:
         """The weights, 0 for tokens of no sequence."""

@@ -24,7 +24,7 @@ def in_any_layout(rows: str) -> Callable[[Callable[Arguments, Results]], Callabl
 
     A result of its shape is split as it is. Of another, the dimensions that the two have in common, at the front or if
     there are none at the end, are split as they are there, and the rest is not. The argument `axis`, if the function
-    has it, names dimensions that do not count.
+    has it, names dimensions that do not count; the argument `row_sharding` is told how the rows are split.
     """
 
     def decorate(function: Callable[Arguments, Results]) -> Callable[Arguments, Results]:

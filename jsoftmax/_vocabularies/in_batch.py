@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from jsoftmax._blocks.pairs import checked_vectors
 from jsoftmax._blocks.projection import project
 from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses
 from jsoftmax._rows import checks
@@ -61,12 +62,7 @@ def in_batch_softmax_cross_entropy(
         Yi et al., *Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations*, 2019.
     """
     checks.only_options(options, LossOptions)
-    queries, items = checks.float_array("queries", queries), checks.float_array("items", items)
-    if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1] or len(items) < len(queries):
-        raise ValueError(
-            f"queries has shape {queries.shape} and items {items.shape}, but need (batch, features) and at least as "
-            "many items of as many features"
-        )
+    queries, items = checked_vectors(queries, items)
     z = project(queries, items, True, options.get("derivative", "vjp"))
     rows, count = z.shape
     if log_q is not None:
