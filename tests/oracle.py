@@ -93,6 +93,24 @@ def gradients(row: Exact, labels) -> np.ndarray:
     return row.p * (np.sum(y, axis=-1, keepdims=True) - y) - y * row.not_p
 
 
+def regularized(row: Exact, labels, share, z_loss) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Loss and gradient with label smoothing and z-loss, each with the sum of its terms' sizes, which may cancel."""
+    here = np.isfinite(row.log_p)  # the classes that are not masked
+    even = here / np.sum(here, axis=-1, keepdims=True)
+    mean = np.sum(np.where(here, -row.log_p, 0) * even, axis=-1)
+    terms = (1 - share) * losses(row, labels) + share * mean
+    size = np.maximum(np.abs(row.maximum), row.log_total)  # that of logsumexp
+    slopes = (1 - share) * gradients(row, labels)
+    pull = 2 * z_loss * row.p
+    return [
+        (terms + z_loss * row.logsumexp**2, terms + z_loss * size**2),
+        (
+            slopes + share * (row.p - even) + pull * row.logsumexp[..., None],
+            np.abs(slopes) + share * (row.p + even) + pull * size[..., None],
+        ),
+    ]
+
+
 def hessian(row: Exact) -> np.ndarray:
     """The second derivative of cross-entropy, (*batch, classes, classes)."""
     off_diagonal = -row.p[..., :, None] * row.p[..., None, :]

@@ -12,7 +12,7 @@ from jsoftmax._rows.exponentials import gap
 from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import SupportOptions, checked_rows
 from jsoftmax._rows.reports import report_rows, report_values
-from jsoftmax._rows.rows import Rows
+from jsoftmax._rows.rows import Rows, largest
 
 
 @in_any_layout("logits")
@@ -201,7 +201,7 @@ def _kept(rows: Rows) -> Array:
 def _draws(key: Array, rows: Rows, sample_shape: tuple[int, ...], count: int | None) -> Array:
     """One class a row, or the first `count` different ones."""
     z = rows.z()
-    maximum = jnp.max(z, axis=-1)
+    maximum = largest(z)
     bad = ~jnp.isfinite(maximum)
     idle = report_values(rows, jnp.zeros_like(bad), None)
     idle = report_rows("row {row} of logits has no class to draw, or holds infinity", bad, idle)

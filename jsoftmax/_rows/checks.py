@@ -19,6 +19,8 @@ def float_array(name: str, value: ArrayLike) -> Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must hold floating-point numbers, got dtype {array.dtype}; convert them first")
+    if array.dtype.name == "float8_e8m0fnu":
+        raise TypeError(f"{name} has dtype float8_e8m0fnu, a format of scales without 0 and signs; convert it first")
     return array
 
 

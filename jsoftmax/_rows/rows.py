@@ -142,6 +142,11 @@ class Rows:
         return None if where is None else jnp.broadcast_to(where, self.logits.shape)
 
 
+def largest(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """The maximum of each row, NaN if it holds one: XLA's library for CPUs gives that of what stands behind it."""
+    return jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
+
+
 def defined(maximum: Array, empty: Array | None) -> Array:
     """A row that holds +∞, or nothing but −∞, has no distribution; a row of masked classes has an empty one."""
     defined = jnp.where(jnp.isinf(maximum), jnp.nan, maximum)

@@ -17,6 +17,7 @@ from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, exponentials
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.shards import ClassShards
+from jsoftmax._rows.varying import cond
 
 
 class RowState(NamedTuple):
@@ -40,11 +41,25 @@ def row_state(rows: Rows, implementation: str | None) -> RowState:
     rows, empty = lax.stop_gradient(rows), rows.empty()
     maximum, others = forms.row_state(rows, empty, implementation)
     if rows.shards.names:
+        # A NaN that the library's maximum overlooks is in the sum, unless nothing stands behind it (`largest`).
+        maximum = jnp.where(jnp.isneginf(maximum) & jnp.any(jnp.isnan(rows.z()), axis=-1), jnp.nan, maximum)
         maximum, others = _merged_state(rows.shards, maximum, others)
     others = others / UNIT
     top = defined(maximum, empty)
     logsumexp = jnp.where(jnp.isinf(maximum), maximum, top + jnp.log1p(others))
     return RowState(top, others, logsumexp)
+
+
+def logsumexp(rows: Rows, state: RowState) -> Array:
+    """That of the state; NaN where `largest` would be, of which no sum tells if the state has a maximum of −∞."""
+    if rows.shards.names:
+        return state.logsumexp
+    nothing = jnp.isneginf(state.logsumexp)
+
+    def look() -> Array:
+        return jnp.where(nothing & jnp.any(jnp.isnan(rows.z()), axis=-1), jnp.nan, state.logsumexp)
+
+    return cond(jnp.any(nothing), look, lambda: state.logsumexp)
 
 
 def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[Array, Array]:

@@ -29,7 +29,7 @@ from jsoftmax._rows.exponentials import UNIT, gap
 from jsoftmax._rows.labels import is_class, label_index, take_label
 from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
-from jsoftmax._rows.state import RowState, row_state
+from jsoftmax._rows.state import RowState, logsumexp, row_state
 from jsoftmax._rows.varying import defvjp
 
 
@@ -67,7 +67,7 @@ def _argmax(rows: Rows) -> Array:
     here = jnp.argmax(z, axis=-1).astype(jnp.int32)
     if not rows.shards.names:
         return here
-    largest = jnp.max(z, axis=-1)
+    largest = jnp.take_along_axis(z, here[..., None], axis=-1)[..., 0]
     is_nan = jnp.isnan(largest)
     is_top = largest == rows.shards.max(jnp.where(is_nan, -jnp.inf, largest))
     is_it = jnp.where(rows.shards.any(is_nan), is_nan, is_top)
@@ -81,7 +81,7 @@ def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
     top = state.maximum[..., None]
     values = {}
     if "logsumexp" in config.want:
-        values["logsumexp"] = state.logsumexp
+        values["logsumexp"] = logsumexp(rows, state)
     if "log_prob" in config.want:
         values["log_prob"] = -_negative_log_prob(rows, z, state)
     if "mean_log_prob" in config.want:

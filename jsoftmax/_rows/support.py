@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Integer
 from jsoftmax._rows import checks
 from jsoftmax._rows.exponentials import UNIT, exponentials
 from jsoftmax._rows.labels import is_class
-from jsoftmax._rows.rows import Rows
+from jsoftmax._rows.rows import Rows, largest
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.varying import fori_loop
 
@@ -97,8 +97,8 @@ def _members(rows: Rows, support: Array) -> Array:
 
 def _kept(z: Float[Array, "*batch classes"], filters: Filters, shards: ClassShards) -> Bool[Array, "*batch classes"]:
     """The classes that pass the filters; all of a row without a distribution, so that it is still found to be one."""
-    largest = jnp.max(z, axis=-1, keepdims=True)
-    maximum = shards.max(jnp.where(jnp.isnan(largest), jnp.inf, largest))
+    top = largest(z)[..., None]
+    maximum = shards.max(jnp.where(jnp.isnan(top), jnp.inf, top))
     defined, keep = jnp.isfinite(maximum), z > -jnp.inf
 
     def total(numbers: Array) -> Array:

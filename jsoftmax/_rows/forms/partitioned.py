@@ -6,17 +6,16 @@ from jax import Array
 from jsoftmax._rows.exponentials import UNIT, exponentials as series
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.forms.tpu import place_label as place_label
-from jsoftmax._rows.rows import Rows, defined
+from jsoftmax._rows.rows import Rows, defined, largest
 
 
 def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
     """Leave every largest class out, and put all but one back."""
     del exact, capped
     z = rows.z()
-    # The largest of several devices' numbers may overlook a NaN.
-    maximum = jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
+    maximum = largest(z)
     top = defined(maximum, empty)[..., None]
-    largest = z == top
-    smaller = jnp.sum(jnp.where(largest, 0, series(z, top)), axis=-1)
-    tops = jnp.maximum(jnp.sum(largest, axis=-1, dtype=z.dtype), 1)
+    at_top = z == top
+    smaller = jnp.sum(jnp.where(at_top, 0, series(z, top)), axis=-1)
+    tops = jnp.maximum(jnp.sum(at_top, axis=-1, dtype=z.dtype), 1)
     return maximum, smaller + (tops - 1) * UNIT
