@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aot test-trainers fuzz lint format docs bench lock clean
+.PHONY: help demo test test-all test-aot test-trainers fuzz lint format docs bench lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +31,15 @@ demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on
 
 test: lint ## Lint, check the types and run the tests
 	@echo "==> Running the tests that compare values, compiled quickly"
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not exact"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not exact and not slow"
 	@echo "==> Running the tests of last digits and of programs, compiled as users do"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "exact and not slow"
+
+test-all: export JSOFTMAX_LAYOUTS := all
+test-all: lint ## Run the long form of the tests, which a release needs (half an hour to an hour)
+	@echo "==> Running all tests that compare values, in every layout"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not exact"
+	@echo "==> Running all tests of last digits and of programs"
 	@$(BIN)/python -m pytest -n $(WORKERS) -m exact
 
 test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes and instructions

@@ -135,9 +135,9 @@ class Run:
         jax.block_until_ready(self.state)
         self.seconds.append(time.perf_counter() - start)
 
-    def held_out(self, tokens: np.ndarray, labels: np.ndarray) -> float:
+    def held_out(self, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
         parts = zip(np.split(tokens, 4), np.split(labels, 4), strict=True)
-        return float(np.mean([self.judge(self.params, *part) for part in parts]))
+        return np.mean([self.judge(self.params, *part) for part in parts], axis=0)
 
 
 def load() -> Any:
@@ -165,7 +165,7 @@ def run(steps: int, progress: Callable[[str], None]) -> dict:
             if name != "full" or step < TIMED:
                 one.step(*batch, jax.random.key(step))
         progress(f"step {step + 1} of {steps}")
-    learned = {name: round(one.held_out(*held_out), 3) for name, one in runs.items() if name != "full"}
+    learned = {name: round(float(one.held_out(*held_out)), 3) for name, one in runs.items() if name != "full"}
     rows = [
         {
             "loss": name,

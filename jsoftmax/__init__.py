@@ -12,6 +12,7 @@ from jsoftmax._blocks.distillation import (
     linear_distillation_loss as linear_distillation_loss,
     linear_top_k_distillation_loss as linear_top_k_distillation_loss,
 )
+from jsoftmax._blocks.evaluation import Evaluation as Evaluation, linear_evaluation as linear_evaluation
 from jsoftmax._blocks.head import default_block_size as default_block_size
 from jsoftmax._blocks.linear import (
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,

@@ -294,6 +294,7 @@ def test_large_logits_keep_their_noise():
     assert_distribution(drawn, filtered_probabilities([0, 1, 0, -INF]))
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # it draws for longer than it compiles
 def test_classes_of_tiny_probability_are_drawn():
     """64,000 of 2e-8 each, 1.3e-3 in all. With 23 bits of noise, as in jax.random's default, none ever is."""

@@ -135,7 +135,11 @@ def mean_over_keys(sampler, num_sampled, keys, **options):
     return values.mean(), gradients.mean(axis=0), error
 
 
-BIASED = [("unique", True, True), ("unique", True, False), ("replaced", False, False)]
+BIASED = [
+    pytest.param("unique", True, True, marks=pytest.mark.slow),
+    ("unique", True, False),
+    pytest.param("replaced", False, False, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.optimized  # it draws for longer than it compiles

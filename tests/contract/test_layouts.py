@@ -292,6 +292,13 @@ def linear_statistics(p, **more):
     return jsoftmax.linear_softmax_statistics(p["features"], p["kernel"], p["labels"], block_size=3, **more)
 
 
+def evaluated(p, **more):
+    found = jsoftmax.linear_evaluation(
+        p["features"], p["kernel"], p["labels"], weights=p["weights"], block_size=3, **more
+    )
+    return found, found.loss
+
+
 def drawn_from(statistics, names):
     """Statistics of filtered distributions; where a label was left out, its log-probability is −∞ and moves nothing."""
 
@@ -389,6 +396,7 @@ CASES: dict[str, Case] = {
     "linear_softmax_cross_entropy, skip_rows": Case(skipping, "features kernel labels weights", "", True),
     "linear, built inside": Case(built_inside, "features kernel", "", True),
     "linear_softmax_statistics": Case(linear_statistics, "features kernel labels", "n", True),
+    "linear_evaluation": Case(evaluated, "features kernel labels weights", "", True),
     "linear_softmax_statistics, jvp": Case(
         lambda p, **s: linear_statistics(p, derivative="jvp", **chosen(p, LOGIT_OPTIONS), **s),
         "features kernel labels temperature softcap",
@@ -779,15 +787,15 @@ def layouts_of(name):
 def cells(number, name):
     """The layouts of a function, and whether values are compared there or types alone.
 
-    The short form deals: each function meets a sixth of them, and one by values; one more by values, where its classes
-    are split by hand. The long form has all by values.
+    The short form deals: each function meets a sixth of them, and one by values: where its classes are split by hand,
+    if they can be, for every other one. The long form has all by values.
     """
     layouts = layouts_of(name)
     if os.environ.get("JSOFTMAX_LAYOUTS") == "all":
         return [(layout, True) for layout in layouts]
-    by_value = {layouts[number * 5 % len(layouts)]}
     by_hand = [layout for layout in layouts if re.match("shard_map .*v ", layout)]
-    by_value |= set(by_hand[number % len(by_hand) :][:1]) if by_hand else set()
+    dealt = by_hand if by_hand and number % 2 else layouts
+    by_value = {dealt[number * 5 % len(dealt)]}
     met = by_value | {layout for n, layout in enumerate(layouts) if (n + number) % 6 == 0}
     return [(layout, layout in by_value) for layout in layouts if layout in met]
 

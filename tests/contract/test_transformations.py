@@ -212,6 +212,7 @@ def test_every_derivative_mode_by_finite_differences(name, x64):
     check(jax.jit(jax.grad(f, argnums=(0, 1, 2))), point, order=1, modes=["fwd", "rev"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["integer", "any statistic"])
 def test_third_order_by_finite_differences(name, x64):
     """In all eight nestings, along one direction: `check` with `order=3` runs hundreds of programs for the same."""

@@ -34,6 +34,8 @@ RELAXED = {
     "docs/migrating.md",
     "docs/trainers.md",
 }
+# Pages that train and measure: they run in the long form.
+SLOW = {"attention", "distillation", "large-vocabularies", "policies", "retrieval", "trainers"}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^]]+\]\(([^)\s]+)\)")
@@ -88,7 +90,14 @@ def test_api_page_names_what_exists():
 
 # A Chinese page holds the program of its original, which is compared below.
 @pytest.mark.optimized  # some pages print eight digits, or count bytes
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE], ids=within)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page.stem in SLOW), id=within(page))
+        for page in PAGES
+        if page not in CHINESE
+    ],
+)
 def test_code_runs_and_prints_what_it_says(page, own_print_options):
     """From top to bottom in one namespace. A block of `output` is what the `python` block before it prints."""
     settings = contextlib.ExitStack()

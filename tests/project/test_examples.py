@@ -35,7 +35,6 @@ def test_shift_moves_each_image_by_at_most_one_pixel():
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
 
 
-@pytest.mark.slow
 def test_demo_learns_to_read_digits(tmp_path, monkeypatch, capsys):
     scores = {}
     monkeypatch.setattr(digits, "print_scores", lambda console, given: scores.update(given))
@@ -49,6 +48,7 @@ def test_demo_learns_to_read_digits(tmp_path, monkeypatch, capsys):
     assert str(figure) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_temperature_scaling_halves_the_error_of_an_overconfident_network():
     """The demo's network learns 150 digits by heart, a fifth with a label at random, and is too sure of others."""
     images, labels = (np.concatenate(parts) for parts in zip(*digits.load(seed=0), strict=True))

@@ -49,7 +49,23 @@ def drawing_nothing(monkeypatch):
     matplotlib.use(backend)
 
 
-@by_notebook
+# Each teaches what the tests of the library hold; those that take some seconds run in the long form.
+SLOW = {
+    "attention_from_softmax",
+    "calibration",
+    "large_vocabularies",
+    "many_devices",
+    "policy_on_cartpole",
+    "post_training",
+    "retrieval",
+    "sequence_tagging",
+    "when_softmax_collapses",
+}
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in SOURCES]
+)
 def test_runs(path, drawing_nothing, capsys):
     # A notebook's reader has JAX's own settings.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

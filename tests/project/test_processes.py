@@ -45,6 +45,7 @@ def assert_same(losses, expected):
         np.testing.assert_allclose(loss, expected[step], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_train_as_one(processes, train, alone):
     status, losses, said = train(processes)
