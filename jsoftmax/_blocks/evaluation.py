@@ -20,12 +20,12 @@ class Evaluation(NamedTuple):
     Attributes:
         total: Σ w · loss, in nats.
         correct: Σ w over the rows whose label has the largest logit.
-        count: Σ w.
+        weight: Σ w.
     """
 
     total: Array
     correct: Array
-    count: Array
+    weight: Array
 
     @property
     def loss(self) -> Array:
@@ -44,7 +44,7 @@ class Evaluation(NamedTuple):
 
     @property
     def _divisor(self) -> Array:
-        return jnp.where(self.count == 0, 1, self.count)
+        return jnp.where(self.weight == 0, 1, self.weight)
 
 
 @in_any_layout("features")

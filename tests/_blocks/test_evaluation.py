@@ -26,7 +26,7 @@ def expected(weights, bias=0.0):
 def test_default_call():
     found = jsoftmax.linear_evaluation(FEATURE_ROWS, KERNEL, LABELS)
     total, correct, count = expected(np.ones(ROWS))
-    assert (found.correct, found.count) == (correct, count)
+    assert (found.correct, found.weight) == (correct, count)
     np.testing.assert_allclose(found.loss, total / count, rtol=1e-5)
     np.testing.assert_allclose(found.accuracy, correct / count, rtol=1e-6)
     np.testing.assert_allclose(found.perplexity, np.exp(total / count), rtol=1e-5)

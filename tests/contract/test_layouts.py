@@ -293,9 +293,8 @@ def linear_statistics(p, **more):
 
 
 def evaluated(p, **more):
-    found = jsoftmax.linear_evaluation(
-        p["features"], p["kernel"], p["labels"], weights=p["weights"], block_size=3, **more
-    )
+    arrays = (p[name] for name in ("features", "kernel", "labels"))
+    found = jsoftmax.linear_evaluation(*arrays, weights=p["weights"], block_size=3, **more)
     return found, found.loss
 
 
