@@ -31,16 +31,16 @@ demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on
 
 test: lint ## Lint, check the types and run the tests
 	@echo "==> Running the tests that compare values, compiled quickly"
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not exact and not slow"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not exact and not slow"
 	@echo "==> Running the tests of last digits and of programs, compiled as users do"
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "exact and not slow"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "exact and not slow"
 
 test-all: export JSOFTMAX_LAYOUTS := all
 test-all: lint ## Run the long form of the tests, which a release needs (half an hour to an hour)
 	@echo "==> Running all tests that compare values, in every layout"
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not exact"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not exact"
 	@echo "==> Running all tests of last digits and of programs"
-	@$(BIN)/python -m pytest -n $(WORKERS) -m exact
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exact
 
 test-aot: $(AOT)/.installed ## Compile for an H200 and a TPU, neither of them needed, and count bytes and instructions
 	@echo "==> Compiling"
