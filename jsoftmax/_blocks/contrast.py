@@ -5,10 +5,12 @@ from typing import Any, TypedDict, Unpack
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import logits_of, options_of, weighted
 from jsoftmax._blocks.pairs import PairBlock, Pairs, checked_pairs, compared
+from jsoftmax._blocks.projection import Product
 from jsoftmax._losses.row_losses import LossOptions, MarginOptions
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -43,6 +45,7 @@ def contrastive_loss(
     weights: ArrayLike | None = None,
     reduction: str = "mean",
     block_size: int | None = None,
+    precision: PrecisionLike = None,
     **options: Unpack[ContrastiveOptions],
 ) -> Array:
     r"""InfoNCE: cross-entropy of each query's own item against all items, and of each item against all queries.
@@ -71,6 +74,7 @@ def contrastive_loss(
         reduction: "mean" divides by the sum of the weights, and is 0 if there is none; "sum"; "none" for each pair. A
             query that nothing belongs to has loss 0 and does not count.
         block_size: queries at a time; None for `default_block_size`.
+        precision: of the similarities, as in `linear_softmax_cross_entropy`.
         **options: `temperature` (usually 0.01 to 0.1, often learnt), `softcap`, `margin`, `angular_margin`,
             `label_smoothing`, `smoothing`, `z_loss`, `derivative`, `implementation`; and `axis_name`: inside
             `shard_map`, the mesh axis (or axes) over which the *pairs* are split. Each device compares its queries with
@@ -116,9 +120,9 @@ def contrastive_loss(
         checks.has_shape("log_q", log_q, pairs.items.shape[:1], "one number for each item")
         forward["logit_adjustment"] = -pairs.gather(lax.stop_gradient(log_q))
     alike = labels is not None
-    loss = _one_way(pairs, alike, reduction, block_size, forward)
+    loss = _one_way(pairs, alike, reduction, block_size, precision, forward)
     if symmetric and not pairs.to_itself:
-        loss = (loss + _one_way(pairs, alike, reduction, block_size, {**options}, backwards=True)) / 2
+        loss = (loss + _one_way(pairs, alike, reduction, block_size, precision, {**options}, backwards=True)) / 2
     return loss if reduction == "none" else pairs.sum(loss)
 
 
@@ -127,12 +131,13 @@ def _one_way(
     alike: bool,
     reduction: str,
     block_size: int | None,
+    precision: PrecisionLike,
     options: LossOptions,
     backwards: bool = False,
 ) -> Array:
-    head = pairs.head(options, LossOptions, reduction, backwards)
+    head = pairs.head(options, LossOptions, reduction, precision, backwards)
     compute = "losses" if reduction == "none" else "sum"
-    block = PairBlock(compute, False, True, head.constants, alike, pairs.to_itself)
+    block = PairBlock(compute, False, head.product, head.constants, alike, pairs.to_itself)
     return head.run(block, block_size)[0]
 
 
@@ -161,6 +166,7 @@ def sigmoid_contrastive_loss(
     reduction: str = "mean",
     block_size: int | None = None,
     derivative: str = "vjp",
+    precision: PrecisionLike = None,
     axis_name: AxisName = None,
 ) -> Array:
     r"""The loss of SigLIP: of each query and each item, whether they belong together, as questions of their own.
@@ -182,6 +188,7 @@ def sigmoid_contrastive_loss(
         reduction: "mean" divides by the sum of the weights; "sum"; "none" for the loss of each query.
         block_size: queries at a time; None for `default_block_size`.
         derivative: "vjp", or "jvp" for every mode.
+        precision: of the similarities, as in `linear_softmax_cross_entropy`.
         axis_name: inside `shard_map`, the mesh axis (or axes) over which the pairs are split, as in `contrastive_loss`.
 
     Returns:
@@ -209,8 +216,8 @@ def sigmoid_contrastive_loss(
     checks.has_shape("bias", jnp.asarray(bias), (), "one number")
     pairs = checked_pairs(queries, items, *_ids(labels, item_ids), weights, axis_name)
     options = {"temperature": temperature, "bias": bias, "derivative": derivative}
-    head = pairs.head(options, _SigmoidOptions, reduction)
-    block = _SigmoidBlock(reduction != "none", labels is not None, head.constants)
+    head = pairs.head(options, _SigmoidOptions, reduction, precision)
+    block = _SigmoidBlock(reduction != "none", labels is not None, head.product, head.constants)
     loss = head.run(block, block_size)[0]
     return loss if reduction == "none" else pairs.sum(loss)
 
@@ -221,12 +228,13 @@ class _SigmoidBlock:
 
     is_sum: bool
     alike: bool
+    product: Product
     constants: tuple[tuple[str, Any], ...]
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> tuple[Array, tuple]:
         del dtypes
         options, active = options_of(self.constants, params, rows), rows["active"]
-        z = logits_of(params, rows, True, options["derivative"])
+        z = logits_of(params, rows, self.product)
         temperature, bias = (jnp.asarray(options[name], z.dtype) for name in ("temperature", "bias"))
         z = z / (temperature[:, None] if temperature.ndim else temperature) + bias
         positive, where = compared(params, rows, z.shape, self.alike, to_itself=False)

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import (
@@ -23,6 +24,7 @@ from jsoftmax._blocks.head import (
     weighted,
     without_masked,
 )
+from jsoftmax._blocks.projection import Product, checked_precision
 from jsoftmax._losses.distillation import DistillationOptions, distillation_loss, top_k_distillation_loss
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
@@ -48,6 +50,7 @@ def linear_distillation_loss(
     block_size: int | None = None,
     skip_rows: bool = False,
     derivative: str = "vjp",
+    precision: PrecisionLike = None,
     **options: Unpack[DistillationOptions],
 ) -> Array:
     r"""`distillation_loss` of the logits of two heads, which exist for one block of rows at a time.
@@ -71,6 +74,7 @@ def linear_distillation_loss(
         block_size: rows at a time; None for `default_block_size`.
         skip_rows: whether rows of weight 0 are left out of the products, as in `linear_softmax_cross_entropy`.
         derivative: "vjp" for reverse mode and forward over reverse; "jvp" for every mode.
+        precision: of the products, as in `linear_softmax_cross_entropy`.
         **options: see `DistillationOptions`: `temperature`, `label_weight`, `divergence`, `mixture_weight`.
 
     Returns:
@@ -115,12 +119,13 @@ def linear_distillation_loss(
         where = checks.bool_array("where", where)
         kernel = without_masked(kernel, where, kernel_transposed)
         teacher_kernel = without_masked(teacher_kernel, where, teacher_kernel_transposed)
-    heads = (("", kernel_transposed), ("teacher_", teacher_kernel_transposed))
+    known = derivative, checked_precision(precision)
+    heads = ("", Product(kernel_transposed, *known)), ("teacher_", Product(teacher_kernel_transposed, *known))
     params = {"kernel": kernel, "bias": bias, "teacher_kernel": teacher_kernel, "teacher_bias": teacher_bias}
     labels = None if labels is None else checked_labels(labels, batch, classes)
     rows = {"features": features, "teacher_features": teacher_features}
     rows = {name: array.reshape(-1, array.shape[-1]) for name, array in rows.items()} | {"labels": labels}
-    how = {"derivative": derivative, "reduction": reduction, "block_size": block_size, "skip_rows": skip_rows}
+    how = {"reduction": reduction, "block_size": block_size, "skip_rows": skip_rows}
     return _in_blocks(_divergence, heads, params | {"where": where}, rows, batch, weights, options, **how)
 
 
@@ -138,6 +143,7 @@ def linear_top_k_distillation_loss(
     block_size: int | None = None,
     skip_rows: bool = False,
     derivative: str = "vjp",
+    precision: PrecisionLike = None,
     temperature: ArrayLike = 1.0,
 ) -> Array:
     r"""`top_k_distillation_loss` of the logits `features @ kernel + bias`, for one block of rows at a time.
@@ -159,6 +165,7 @@ def linear_top_k_distillation_loss(
         block_size: rows at a time; None for `default_block_size`.
         skip_rows: whether rows of weight 0 are left out of the products.
         derivative: "vjp" for reverse mode and forward over reverse; "jvp" for every mode.
+        precision: of the product of features and kernel, as in `linear_softmax_cross_entropy`.
         temperature: T above 0, a number, traced if need be, or one a row: divides the student's logits.
 
     Returns:
@@ -191,8 +198,9 @@ def linear_top_k_distillation_loss(
     checks.has_shape("teacher_indices", indices, log_probs.shape, "one class for each of teacher_log_probs")
     rows = {"features": features, "log_probs": log_probs, "indices": indices}
     rows = {name: array.reshape(-1, array.shape[-1]) for name, array in rows.items()}
-    params, heads = {"kernel": kernel, "bias": bias, "where": None}, (("", kernel_transposed),)
-    how = {"derivative": derivative, "reduction": reduction, "block_size": block_size, "skip_rows": skip_rows}
+    params = {"kernel": kernel, "bias": bias, "where": None}
+    heads = (("", Product(kernel_transposed, derivative, checked_precision(precision))),)
+    how = {"reduction": reduction, "block_size": block_size, "skip_rows": skip_rows}
     return _in_blocks(_top_k, heads, params, rows, batch, weights, {"temperature": temperature}, **how)
 
 
@@ -212,15 +220,14 @@ class _Block:
     """A dense loss on one block of the logits of one or two heads; hashable, so that each program is compiled once."""
 
     loss: Callable[..., Array]
-    heads: tuple[tuple[str, bool], ...]  # how the names of each begin, and whether its kernel is transposed
+    heads: tuple[tuple[str, Product], ...]  # how the names of each begin, and its product
     summed: bool
-    derivative: str
     constants: tuple[tuple[str, Any], ...]  # options whose values are known
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes  # the kernels are narrowed within their products
         options = options_of(self.constants, params, rows)
-        logits = [logits_of(params, rows, transposed, self.derivative, of) for of, transposed in self.heads]
+        logits = [logits_of(params, rows, product, of) for of, product in self.heads]
         where = params["where"] if rows["active"] is None else _mask(params["where"], rows["active"], logits[0])
         losses = self.loss(logits, where, rows, options)
         return weighted(losses, rows, self.summed), ()
@@ -234,21 +241,21 @@ def _mask(where: Array | None, active: Array, logits: Array) -> Array:
 
 def _in_blocks(
     loss: Callable[..., Array],
-    heads: tuple[tuple[str, bool], ...],
+    heads: tuple[tuple[str, Product], ...],
     params: dict[str, Any],
     rows: dict[str, Any],
     batch: tuple[int, ...],
     weights: ArrayLike | None,
     options: Any,
     *,
-    derivative: str,
     reduction: str,
     block_size: int | None,
     skip_rows: bool,
 ) -> Array:
-    checks.one_of("derivative", derivative, DERIVATIVES)
+    product = heads[0][1]
+    checks.one_of("derivative", product.derivative, DERIVATIVES)
     known, params["options"], rows["options"] = divided(options, batch)
     rows |= counted(weights, None, reduction, batch, compute_dtype(rows["features"].dtype))
-    block = _Block(loss, heads, reduction != "none", derivative, hashable(known))
-    losses = run_blocks(block, params, rows, {"derivative": derivative}, heads[0][1], block_size, skip_rows)[0]
+    block = _Block(loss, heads, reduction != "none", hashable(known))
+    losses = run_blocks(block, params, rows, {}, product, block_size, skip_rows)[0]
     return losses.reshape(batch) if reduction == "none" else losses

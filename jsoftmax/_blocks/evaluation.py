@@ -4,6 +4,7 @@ from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 from jax import Array
+from jax.lax import PrecisionLike
 from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
@@ -59,6 +60,7 @@ def linear_evaluation(
     where: ArrayLike | None = None,
     kernel_transposed: bool = False,
     block_size: int | None = None,
+    precision: PrecisionLike = None,
     row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[LogitOptions],
 ) -> Evaluation:
@@ -79,7 +81,7 @@ def linear_evaluation(
         where: boolean `(classes,)`, the classes that take part.
         kernel_transposed: whether kernel is `(classes, features)`.
         block_size: rows at a time; None for `default_block_size`.
-        row_sharding: as in `linear_softmax_cross_entropy`.
+        precision, row_sharding: as in `linear_softmax_cross_entropy`.
         **options: see `LogitOptions`.
 
     Returns:
@@ -121,6 +123,7 @@ def linear_evaluation(
         kernel_transposed=kernel_transposed,
         block_size=block_size,
         active=weights != 0,
+        precision=precision,
         row_sharding=row_sharding,
         **options,
     )

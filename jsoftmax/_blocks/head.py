@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.blocks import Blocks
-from jsoftmax._blocks.projection import project
+from jsoftmax._blocks.projection import Product, checked_precision, project
 from jsoftmax._blocks.row_sharding import RowSharding
 from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._losses.statistics import SoftmaxStatistics, softmax_statistics
@@ -36,13 +36,13 @@ def default_block_size(classes: int, dtype) -> int:
     return min(max(1 << max(rows.bit_length() - 1, 0), 128 * devices), 4096 * devices)
 
 
-def logits_of(params: dict, rows: dict, transposed: bool, derivative: str, of: str = "") -> Array:
+def logits_of(params: dict, rows: dict, product: Product, of: str = "") -> Array:
     """features · kernel + bias of a block of rows; of those that are not active, nothing but the bias."""
     features, bias = rows[f"{of}features"], params[f"{of}bias"]
     if rows["active"] is not None:
         # A NaN in an idle row would reach the kernel's gradient as 0 · NaN.
         features = jnp.where(rows["active"][:, None], features, 0)
-    logits = project(features, params[f"{of}kernel"], transposed, derivative)
+    logits = project(features, params[f"{of}kernel"], product)
     return logits if bias is None else logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
@@ -62,20 +62,20 @@ class Block:
 
     compute: str  # "statistics", "losses" or their "sum"
     with_statistics: bool  # beside the losses, not differentiated
-    kernel_transposed: bool
+    product: Product
     constants: tuple[tuple[str, Any], ...]  # options whose values are known
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes  # the kernel is narrowed within its product
         options, active = options_of(self.constants, params, rows), rows["active"]
-        logits = logits_of(params, rows, self.kernel_transposed, options.get("derivative", "vjp"))
+        logits = logits_of(params, rows, self.product)
         rows, where = self.targets(params, rows, logits.shape)
         if self.compute == "statistics":
             return self._statistics(logits, where, rows, options), ()
         losses = row_losses(
             CrossEntropy(), logits, rows["labels"], where=where, active=active, numbers=rows["numbers"], **options
         )
-        aux = self._statistics(jax.lax.stop_gradient(logits), where, rows, options) if self.with_statistics else ()
+        aux = self._statistics(lax.stop_gradient(logits), where, rows, options) if self.with_statistics else ()
         return weighted(losses, rows, self.compute == "sum"), aux
 
     def targets(self, params: dict, rows: dict, shape: tuple[int, ...]) -> tuple[dict, Array | None]:
@@ -102,7 +102,7 @@ class Head(NamedTuple):
     rows: dict[str, Any]
     known: dict[str, Any]  # options whose values are known
     batch: tuple[int, ...]
-    transposed: bool
+    product: Product
 
     @property
     def constants(self) -> tuple[tuple[str, Any], ...]:
@@ -110,7 +110,7 @@ class Head(NamedTuple):
 
     def run(self, block: Callable, block_size: int | None, **how: Any) -> Any:
         """`run_blocks` of these arguments."""
-        return run_blocks(block, self.params, self.rows, self.known, self.transposed, block_size, **how)
+        return run_blocks(block, self.params, self.rows, self.known, self.product, block_size, **how)
 
 
 def checked_head(
@@ -122,6 +122,7 @@ def checked_head(
     kernel_transposed: bool,
     options: Mapping[str, Any],
     names: type,
+    precision: lax.PrecisionLike = None,
 ) -> Head:
     checks.only_options(options, names)
     features, kernel, bias = checked_product(features, kernel, bias, kernel_transposed)
@@ -136,7 +137,8 @@ def checked_head(
     params = {"kernel": kernel, "bias": bias, "where": where, "options": shared}
     rows = {"features": features.reshape(-1, width), "labels": labels, "options": each}
     rows |= {"active": None, "weights": None, "numbers": jnp.arange(labels.shape[0])}
-    return Head(params, rows, known, batch, kernel_transposed)
+    product = Product(kernel_transposed, options.get("derivative", "vjp"), checked_precision(precision))
+    return Head(params, rows, known, batch, product)
 
 
 def checked_product(
@@ -229,7 +231,7 @@ def in_blocks(
     skip: bool = False,
 ) -> Any:
     """Value and statistics, from as many rows at a time; those that don't count are skipped if `skip`."""
-    block = Block(compute, with_statistics, head.transposed, head.constants)
+    block = Block(compute, with_statistics, head.product, head.constants)
     return head.run(block, block_size, skip=skip, row_sharding=row_sharding)
 
 
@@ -238,19 +240,19 @@ def run_blocks(
     params: dict[str, Any],
     rows: dict[str, Any],
     known: dict[str, Any],
-    transposed: bool,
+    product: Product,
     block_size: int | None,
     skip: bool = False,
     row_sharding: RowSharding | None = None,
 ) -> Any:
     """What `block` makes of as many rows at a time, for the kernel and the features of those names and all beside."""
     if block_size is None:
-        block_size = default_block_size(params["kernel"].shape[0 if transposed else 1], rows["features"].dtype)
+        block_size = default_block_size(params["kernel"].shape[0 if product.transposed else 1], rows["features"].dtype)
     elif block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     shards = class_shards(known.get("axis_name"))
     # Typed alike, so that the gradient of the kernel is summed over rows, and that of features over classes, once.
     params, rows = vary_floats((params, rows), axes_of(params, rows) - set(shards.names))
     rows["features"] = vary_floats(rows["features"], axes_of(params["kernel"]))
-    blocks = Blocks(block, block_size, known.get("derivative", "vjp"), shards, row_sharding)
+    blocks = Blocks(block, block_size, product.derivative, shards, row_sharding)
     return _run(blocks, params, rows, rows["active"] if skip else None)

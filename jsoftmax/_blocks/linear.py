@@ -5,6 +5,7 @@ No option is known here. A block is the dense loss on one block of logits (`head
 
 from typing import Any, Unpack
 
+from jax.lax import PrecisionLike
 from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
@@ -32,6 +33,7 @@ def linear_softmax_cross_entropy(
     block_size: int | None = None,
     return_statistics: bool = False,
     skip_rows: bool = False,
+    precision: PrecisionLike = None,
     row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[LossOptions],
 ) -> Any:
@@ -61,6 +63,9 @@ def linear_softmax_cross_entropy(
         skip_rows: whether rows of weight 0 or with an ignored label are left out of the products. The others are
             gathered in front of them, and time falls with their share; not with `derivative="jvp"`. Where XLA splits
             the rows over devices, say so by `row_sharding`, so that each skips its own.
+        precision: of the product of features and kernel, a `jax.lax.PrecisionLike` such as "highest". None multiplies
+            in the features' dtype, as the platform does by default. With a precision, features and kernel are read as
+            float32 at least: the float32 head of a bfloat16 model. Its kernel, if it is narrower, is copied.
         row_sharding: how XLA splits the rows over devices: `features.sharding`, or a `PartitionSpec` on the mesh of
             `jax.set_mesh`. Each device then has blocks of its own, the kernel is gathered and its gradient summed once
             a step and not once a block. Known by itself for axes of type Explicit; not needed inside `shard_map`.
@@ -91,7 +96,7 @@ def linear_softmax_cross_entropy(
         Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models*, 2024;
         Hsu et al., *Liger Kernel*, 2024 (gradients in the forward pass).
     """
-    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, LossOptions)
+    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, LossOptions, precision)
     dtype, ignore_index = compute_dtype(head.rows["features"].dtype), options.get("ignore_index")
     ignored = None if ignore_index is None or head.rows["labels"].ndim != 1 else head.rows["labels"] == ignore_index
     head.rows.update(counted(weights, ignored, reduction, head.batch, dtype))
@@ -113,6 +118,7 @@ def linear_softmax_statistics(
     kernel_transposed: bool = False,
     block_size: int | None = None,
     active: ArrayLike | None = None,
+    precision: PrecisionLike = None,
     row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[SupportOptions],
 ) -> SoftmaxStatistics:
@@ -131,6 +137,7 @@ def linear_softmax_statistics(
         block_size: rows at a time; None for `default_block_size`.
         active: boolean `(*batch,)`, the rows that count; None for all. The others, of a prompt or of padding, give
             zeros and are left out of the products, as with `skip_rows` of `linear_softmax_cross_entropy`.
+        precision: as in `linear_softmax_cross_entropy`.
         row_sharding: as in `linear_softmax_cross_entropy`.
         **options: see `SupportOptions`, for the distribution of draws that were filtered, and `LogitOptions`.
 
@@ -151,7 +158,7 @@ def linear_softmax_statistics(
         >>> print(statistics.log_prob, statistics.argmax)
         [-1.2143 -2.2143] [0 0]
     """
-    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, SupportOptions)
+    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, SupportOptions, precision)
     if active is not None:
         active = checks.bool_array("active", active)
         checks.has_shape("active", active, head.batch, "True for a row that counts")

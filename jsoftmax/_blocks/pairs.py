@@ -28,7 +28,14 @@ class Pairs:
     names: tuple[str, ...]  # the mesh axes over which the batch is split
     to_itself: bool  # whether queries and items are the same vectors, none of which is compared with itself
 
-    def head(self, options: Mapping[str, Any], names: type, reduction: str, backwards: bool = False) -> Head:
+    def head(
+        self,
+        options: Mapping[str, Any],
+        names: type,
+        reduction: str,
+        precision: lax.PrecisionLike,
+        backwards: bool = False,
+    ) -> Head:
         """Of each query and all items, or backwards; their numbers are those of all devices' items together."""
         batch = len(self.queries)
         rows, others = (self.items[:batch], self.queries) if backwards else (self.queries, self.items)
@@ -39,7 +46,7 @@ class Pairs:
         own = jnp.arange(batch, dtype=jnp.int32)
         if self.names:
             own += lax.axis_index(self.names) * count
-        head = checked_head(rows, self.gather(others), own, None, where, True, options, names)
+        head = checked_head(rows, self.gather(others), own, None, where, True, options, names, precision)
         if self.ids is not None:
             head.rows["ids"], head.params["ids"] = self.ids[:batch], self.gather(self.ids[:count])
             if self.to_itself:

@@ -5,9 +5,11 @@ from typing import TypedDict
 
 import jax
 from jax import Array
+from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import checked_head, logits_of
+from jsoftmax._blocks.projection import Product
 from jsoftmax._losses.ranking import TIES, checked_exclude, row_ranks
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -31,6 +33,7 @@ def linear_ranks(
     ties: str = "realistic",
     kernel_transposed: bool = False,
     block_size: int | None = None,
+    precision: PrecisionLike = None,
     axis_name: AxisName = None,
 ) -> Array:
     r"""`ranks` of the logits `features @ kernel + bias`, which exist for one block of rows at a time.
@@ -49,6 +52,7 @@ def linear_ranks(
         ties: "realistic", "optimistic" or "pessimistic", as in `ranks`.
         kernel_transposed: whether kernel is `(classes, features)`.
         block_size: rows at a time; None for `default_block_size`.
+        precision: of the product of features and kernel, as in `linear_softmax_cross_entropy`.
         axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split.
 
     Returns:
@@ -70,12 +74,12 @@ def linear_ranks(
     checks.one_of("ties", ties, tuple(TIES))
     labels = checks.integer_array("labels", labels)
     options = {"axis_name": axis_name}
-    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, _RankOptions)
+    head = checked_head(features, kernel, labels, bias, where, kernel_transposed, options, _RankOptions, precision)
     exclude = checked_exclude(exclude, head.batch)
     if exclude is not None:
         exclude = exclude.reshape(-1, exclude.shape[-1])
     head.rows["exclude"] = exclude
-    block = _RankBlock(ties, kernel_transposed, axis_name)
+    block = _RankBlock(ties, head.product, axis_name)
     return head.run(block, block_size)[0].reshape(head.batch)
 
 
@@ -84,12 +88,12 @@ class _RankBlock:
     """The ranks of one block of rows."""
 
     ties: str
-    kernel_transposed: bool
+    product: Product
     axis_name: AxisName
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> tuple[Array, tuple]:
         del dtypes
         params, rows = jax.lax.stop_gradient((params, rows))
-        logits = logits_of(params, rows, self.kernel_transposed, "vjp")
+        logits = logits_of(params, rows, self.product)
         checked = checked_rows(logits, rows["labels"], -1, params["where"], {"axis_name": self.axis_name})
         return row_ranks(checked, rows["exclude"], self.ties), ()

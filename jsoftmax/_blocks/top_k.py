@@ -6,9 +6,11 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import checked_head, logits_of, options_of
+from jsoftmax._blocks.projection import Product
 from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.probabilities import row_shares
@@ -25,6 +27,7 @@ def linear_top_k(
     where: ArrayLike | None = None,
     kernel_transposed: bool = False,
     block_size: int | None = None,
+    precision: PrecisionLike = None,
     **options: Unpack[LogitOptions],
 ) -> tuple[Array, Array]:
     r"""The k likeliest classes of each row of the logits `features @ kernel + bias`, and their log-probabilities.
@@ -41,6 +44,7 @@ def linear_top_k(
         where: boolean `(classes,)`, the classes that take part. Others come last, with −∞.
         kernel_transposed: whether kernel is `(classes, features)`.
         block_size: rows at a time; None for `default_block_size`.
+        precision: of the product of features and kernel, as in `linear_softmax_cross_entropy`.
         **options: see `LogitOptions`. With `axis_name`, each device finds the likeliest of its classes, and they are
             merged; classes are numbered over all devices.
 
@@ -63,14 +67,14 @@ def linear_top_k(
     """
     rows = jnp.shape(features)[:-1]
     head = checked_head(
-        features, kernel, jnp.zeros(rows, jnp.int32), bias, where, kernel_transposed, options, LogitOptions
+        features, kernel, jnp.zeros(rows, jnp.int32), bias, where, kernel_transposed, options, LogitOptions, precision
     )
     shards = class_shards(head.known["axis_name"])
     here = head.params["kernel"].shape[0 if kernel_transposed else 1]
     if not 1 <= k <= shards.count(here):
         raise ValueError(f"k must be between 1 and the {shards.count(here)} classes, got {k}")
     params, rows = jax.lax.stop_gradient((head.params, head.rows))
-    block = _Block(k, kernel_transposed, shards, head.constants)
+    block = _Block(k, head.product, shards, head.constants)
     found = head._replace(params=params, rows=rows).run(block, block_size)[0]
     return tuple(array.reshape(*head.batch, k) for array in found)
 
@@ -80,14 +84,14 @@ class _Block:
     """The likeliest classes of one block of rows."""
 
     k: int
-    kernel_transposed: bool
+    product: Product
     shards: ClassShards
     constants: tuple[tuple[str, Any], ...]
 
     def __call__(self, dtypes: tuple, params: dict, rows: dict) -> Any:
         del dtypes
         options: Any = options_of(self.constants, params, rows)
-        logits = logits_of(params, rows, self.kernel_transposed, "vjp")
+        logits = logits_of(params, rows, self.product)
         where = None if params["where"] is None else jnp.broadcast_to(params["where"], logits.shape)
         rows_of_block = checked_rows(logits, None, -1, where, options)
         return self._likeliest(row_shares(rows_of_block, options.get("implementation")).log_p), ()

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jsoftmax._blocks.projection import project
+from jsoftmax._blocks.projection import Product, project
 from jsoftmax._losses.activations import log_softmax
 from jsoftmax._losses.row_losses import CrossEntropy, row_losses
 from jsoftmax._rows import checks
@@ -213,14 +213,14 @@ def _predict(adaptive: AdaptiveSoftmax, params: Params, features: Array, capacit
 
 
 def _head_logits(params: Params, features: Array, derivative: str) -> Array:
-    logits = project(features, params["head"], False, derivative)
+    logits = project(features, params["head"], Product(False, derivative))
     bias = params["bias"]
     return logits if bias is None else logits + jnp.broadcast_to(bias.astype(logits.dtype), logits.shape)
 
 
 def _tail_logits(tail: Params, features: Array, derivative: str) -> Array:
-    narrow = project(features, tail["project"], False, derivative).astype(features.dtype)
-    return project(narrow, tail["kernel"], False, derivative)
+    narrow = project(features, tail["project"], Product(False, derivative)).astype(features.dtype)
+    return project(narrow, tail["kernel"], Product(False, derivative))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax._blocks.projection import project
+from jsoftmax._blocks.projection import Product, project
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.layouts import in_any_layout
@@ -71,7 +71,7 @@ def candidate_logits(
     `true_at` (rows, num_true) and `sampled_at` are where the kernel has them. They are read apart: of the gradient of
     one read of both, whose number need not divide by the devices, XLA counts class 0 twice where it splits the rows.
     """
-    shared = project(features, read(kernel, sampled_at, transposed), True, derivative)
+    shared = project(features, read(kernel, sampled_at, transposed), Product(True, derivative))
     if bias is not None:
         shared = shared + jnp.broadcast_to(jnp.asarray(bias)[sampled_at].astype(shared.dtype), shared.shape)
     return jnp.concatenate([own_logits(features, kernel, bias, true_at, transposed), shared], axis=1)

@@ -7,7 +7,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.pairs import checked_vectors
-from jsoftmax._blocks.projection import project
+from jsoftmax._blocks.projection import Product, project
 from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -63,7 +63,7 @@ def in_batch_softmax_cross_entropy(
     """
     checks.only_options(options, LossOptions)
     queries, items = checked_vectors(queries, items)
-    z = project(queries, items, True, options.get("derivative", "vjp"))
+    z = project(queries, items, Product(True, options.get("derivative", "vjp")))
     rows, count = z.shape
     if log_q is not None:
         log_q = checks.float_array("log_q", log_q).astype(z.dtype)
