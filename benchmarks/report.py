@@ -109,3 +109,31 @@ def ahead_of_time() -> str:
         sizes = f"{row['temp_bytes'] / 1e9:>9.2f}{row['moved_bytes'] / 1e9:>9.1f}"
         lines.append(f"{name:<64}{sizes}{instructions}".rstrip())
     return "\n".join(lines)
+
+
+def log_probabilities() -> str:
+    """What `python -m benchmarks.log_probabilities` found."""
+    lines = [f"{'':<30}{'from linear':>12}{'same bits':>11}{'from float64':>14}"]
+    stored = json.loads((RESULTS / "log-probabilities.json").read_text(encoding="utf-8"))
+    for dtype in ("float32", "bfloat16"):
+        lines.append(f"{dtype} features")
+        for row in stored["found"]:
+            if row["dtype"] == dtype:
+                numbers = f"{row['from_linear']:>12.1e}{row['same_bits']:>11.0%}{row['from_float64']:>14.1e}"
+                lines.append(f"  {row['way']:<28}{numbers}")
+    return "\n".join(lines)
+
+
+def fuzzed() -> str:
+    """What `make fuzz` found: rows, and the worst errors in ulps."""
+    stored = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
+    results = ("loss", "gradient", "softmax", "logsumexp")
+    lines = [f"{'':<28}{'rows':>10}" + "".join(f"{name:>11}" for name in results)]
+    keys = sorted({tuple(key.split("/")[1:]) for key in stored["found"]})
+    for dtype, engine in keys:
+        found = [stored["found"].get(f"{name}/{dtype}/{engine}") for name in results]
+        rows = next(numbers["rows"] for numbers in found if numbers)
+        worst = "".join(f"{numbers['worst_ulps']:>11.2f}" if numbers else " " * 11 for numbers in found)
+        lines.append(f"{dtype + ', ' + engine:<28}{rows:>10,}{worst}".rstrip())
+    seconds = sum(numbers["seconds"] for key, numbers in stored["found"].items() if key.startswith("loss/"))
+    return "\n".join([*lines, f"{stored['rows']:,} rows in {seconds / 60:.0f} minutes, JAX {stored['jax']}"])

@@ -69,8 +69,8 @@ def test_narrow_factors_are_read_as_float32(name):
         exact = jax.value_and_grad(CALLS[name], (0, 1))(*(array.astype(jnp.float64) for array in narrow))
     np.testing.assert_allclose(value, exact[0], rtol=1e-5)
     for found, expected in zip(gradients, exact[1], strict=True):
-        # What two parts of a loss add to a gradient is rounded to 8 bits for each of them.
-        np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0, atol=2**-8 * np.abs(expected).max())
+        # What two parts of a loss add to a gradient is rounded to 8 bits for each of them, and their sum again.
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0, atol=2**-7 * np.abs(expected).max())
 
 
 def test_a_float32_kernel_is_not_rounded_to_the_features_dtype():
