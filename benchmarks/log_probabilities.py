@@ -56,7 +56,7 @@ def ways(block_size: int) -> Ways:
     """Each beside the linear loss in one block."""
     return {
         "dense": dense,
-        f"blocks of {block_size} rows": functools.partial(linear, block_size=block_size),
+        "eight blocks": functools.partial(linear, block_size=block_size),
         f"{FEW} of the rows alone": few,
         f"classes over {DEVICES} devices": functools.partial(over_devices, classes=True),
         f"rows over {DEVICES} devices": functools.partial(over_devices, classes=False),

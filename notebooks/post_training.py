@@ -163,8 +163,8 @@ print(f"right answers, before: {rewards.mean():.2f}")
 # ## Four objectives
 #
 # The first step on these answers is plain policy gradient. After it, the policy is no longer the one that wrote them,
-# and the ratio r = π / π_old makes up for that where it can be trusted. The methods differ in how they stop trusting it.
-# The slope with respect to log π is what moves the policy:
+# and the ratio r = π / π_old makes up for that where it can be trusted. The methods differ in how they stop trusting
+# it. The slope with respect to log π is what moves the policy:
 
 # %%
 ratio = jnp.linspace(0.05, 3.0, 300)
@@ -191,8 +191,8 @@ panels[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# PPO's clip, which GRPO shares, stops at once: nothing beyond the bound on the side where the action gains, everything on
-# the other. CISPO bounds the factor, at 5, but never drops a token. SAPO fades out, on both sides. GSPO is not in the
+# PPO's clip, which GRPO shares, stops at once: nothing beyond the bound on the side where the action gains, everything
+# on the other. CISPO bounds the factor, at 5, but never drops a token. SAPO fades out, on both sides. GSPO is not in the
 # figure, since it clips as GRPO does, but the mean ratio of a whole answer.
 #
 # ## Learning

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jsoftmax
-from benchmarks import aot, figures, gpu, growth, harness, head_sharding, peers, report, sass
+from benchmarks import aot, figures, gpu, growth, harness, head_sharding, log_probabilities, peers, report, sass
 from benchmarks.__main__ import SUBJECTS, main as benchmark
 from jsoftmax import __main__ as command
 from jsoftmax._commands import bench
@@ -243,3 +243,14 @@ def test_messages_of_a_heads_size_are_counted():
 """
     assert head_sharding.head_sized(program, 8, 64) == {"all-gather": 1, "all-reduce": 1 + 1}
     assert head_sharding.head_sized(program, 8, 1024) == {}
+
+
+def test_differences_of_log_probabilities():
+    """At a small size: float64 is near, rounding the kernel is not, and every way is on the page's table."""
+    found = log_probabilities.run(rows=64, features=16, classes=256)["found"]
+    worst = {(row["way"], row["dtype"]): row["from_float64"] for row in found}
+    for (way, dtype), difference in worst.items():
+        rounds = way == "bfloat16 logits" or (dtype == "bfloat16" and way not in ("dense", 'precision="highest"'))
+        assert difference > 1e-4 if rounds else difference < 1e-5, (way, dtype)
+    stored = json.loads((harness.RESULTS / "log-probabilities.json").read_text(encoding="utf-8"))["found"]
+    assert [(row["way"], row["dtype"]) for row in stored] == list(worst)
