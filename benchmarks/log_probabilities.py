@@ -30,13 +30,14 @@ def linear(features: jax.Array, kernel: jax.Array, labels: jax.Array, **options)
 
 
 def dense(features: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
-    logits = jnp.matmul(features, kernel, preferred_element_type=jnp.float32)
-    return jsoftmax.softmax_statistics(logits, labels).log_prob
+    """With logits in float32."""
+    return jsoftmax.softmax_statistics(features.astype(jnp.float32) @ kernel, labels).log_prob
 
 
 def rounded_logits(features: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     """What a model whose logits are bfloat16 has."""
-    return jsoftmax.softmax_statistics((features @ kernel).astype(jnp.bfloat16), labels).log_prob
+    logits = jnp.matmul(features, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
+    return jsoftmax.softmax_statistics(logits.astype(jnp.bfloat16), labels).log_prob
 
 
 def few(features: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:

@@ -192,8 +192,8 @@ plt.show()
 
 # %% [markdown]
 # PPO's clip, which GRPO shares, stops at once: nothing beyond the bound on the side where the action gains, everything
-# on the other. CISPO bounds the factor, at 5, but never drops a token. SAPO fades out, on both sides. GSPO is not in the
-# figure, since it clips as GRPO does, but the mean ratio of a whole answer.
+# on the other. CISPO bounds the factor, at 5, but never drops a token. SAPO fades out, on both sides. GSPO is not in
+# the figure, since it clips as GRPO does, but the mean ratio of a whole answer.
 #
 # ## Learning
 #
