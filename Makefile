@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AOT := .venv-aot
+MUTATION := .venv-mutation
 TRAINERS := .venv-trainers
 # The trainers ask for it, or for a later one.
 PYTHON312 ?= python3.12
 WORKERS ?= 2
 ROWS ?= 1000000
+SAMPLE ?= 200
 
 # Relative on purpose: pip splits these variables at spaces, so an absolute path could break.
 # Older pips pin the build backend by the first of them, newer ones by the second.
@@ -18,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-aot test-trainers fuzz lint format docs bench lock clean
+.PHONY: help demo test test-all test-aot test-trainers fuzz mutate lint format docs bench lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,10 @@ fuzz: $(VENV)/.installed ## Search for errors with a million rows of hard inputs
 	@echo "==> Searching"
 	@PYTHONPATH=tests XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m fuzz --rows $(ROWS)
 
+mutate: $(VENV)/.installed $(MUTATION)/.installed ## Change the core in small ways, of which each should fail a test (SAMPLE=…; goes on, too)
+	@echo "==> Changing"
+	@$(BIN)/python tests/mutate.py --sample $(SAMPLE) --operators $(MUTATION)
+
 lint: $(VENV)/.installed ## Run ruff and pyright
 	@echo "==> Linting"
 	@$(BIN)/ruff check --quiet
@@ -85,7 +91,7 @@ lock: $(VENV)/.created ## Renew constraints.txt
 		--no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml -
 
 clean: ## Remove everything that make has made
-	@rm -rf $(VENV) $(AOT) $(TRAINERS) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(AOT) $(MUTATION) $(TRAINERS) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -104,6 +110,11 @@ $(AOT)/.installed: $(VENV)/.created
 	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq jax==0.10.2 'libtpu==0.0.42.*' absl-py jaxtyping optax
 	@PIP_CONSTRAINT= $(AOT)/bin/python -m pip install -qq --no-deps \
 		jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2 nvidia-cuda-nvcc==13.0.88 nvidia-cuda-nvdisasm==13.5.37
+	@touch $@
+
+$(MUTATION)/.installed: $(VENV)/.created
+	@echo "==> Installing the operators of cosmic-ray (once)"
+	@PIP_CONSTRAINT= $(BIN)/python -m pip install -qq --target $(MUTATION) cosmic-ray==8.7.0
 	@touch $@
 
 # One each, since they ask for different releases of JAX; by uv, since pip takes long over so many packages.

@@ -125,15 +125,15 @@ def log_probabilities() -> str:
 
 
 def fuzzed() -> str:
-    """What `make fuzz` found: rows, and the worst errors in ulps."""
+    """What `make fuzz` found: rows, seconds and the worst error in ulps of each function, form and dtype."""
     stored = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
-    results = ("loss", "gradient", "softmax", "logsumexp")
-    lines = [f"{'':<28}{'rows':>10}" + "".join(f"{name:>11}" for name in results)]
-    keys = sorted({tuple(key.split("/")[1:]) for key in stored["found"]})
-    for dtype, engine in keys:
-        found = [stored["found"].get(f"{name}/{dtype}/{engine}") for name in results]
-        rows = next(numbers["rows"] for numbers in found if numbers)
-        worst = "".join(f"{numbers['worst_ulps']:>11.2f}" if numbers else " " * 11 for numbers in found)
-        lines.append(f"{dtype + ', ' + engine:<28}{rows:>10,}{worst}".rstrip())
-    seconds = sum(numbers["seconds"] for key, numbers in stored["found"].items() if key.startswith("loss/"))
-    return "\n".join([*lines, f"{stored['rows']:,} rows in {seconds / 60:.0f} minutes, JAX {stored['jax']}"])
+    numbers = {tuple(name.split("/")): each for name, each in stored["found"].items()}
+    dtypes = sorted({dtype for _, dtype, _ in numbers}, key=lambda dtype: ("8" in dtype, dtype))
+    heads = "".join(f"{dtype.removeprefix('float8_'):>9}" for dtype in dtypes)
+    lines = [f"{'':<34}{'rows':>9}{'s':>6}{heads}"]
+    for function, form in sorted({(function, form) for function, _, form in numbers}):
+        each = [numbers.get((function, dtype, form)) for dtype in dtypes]
+        rows, seconds = (sum(one[key] for one in each if one) for key in ("rows", "seconds"))
+        worst = "".join(f"{one['worst_ulps']:>9.2f}" if one and seconds else f"{'':>9}" for one in each)
+        lines.append(f"{f'{function}, {form}':<34}{rows:>9}{seconds:>6.0f}{worst}".rstrip())
+    return "\n".join([*lines, f"{stored['rows']:,} rows in all, JAX {stored['jax']}"])

@@ -12,14 +12,14 @@ import jsoftmax
 pytestmark = pytest.mark.exact
 
 
-# Each dtype, each function with and without options; most of the time goes to compiling.
-BATCHES = [("float32", False), *((dtype, i % 2 == 0) for i, dtype in enumerate(fuzz.DTYPES))]
+# Most of the time goes to compiling: options for the commonest dtype, 8 bits without devices.
+BATCHES = [(dtype, 65 if dtype.startswith("float8") else 64, dtype == "float32") for dtype in fuzz.DTYPES]
 
 
-@pytest.mark.parametrize(("dtype", "options"), BATCHES)
-def test_a_batch_of_hard_rows(dtype, options):
+@pytest.mark.parametrize(("dtype", "classes", "options"), BATCHES)
+def test_a_batch_of_hard_rows(dtype, classes, options):
     found = fuzz.Found()
-    assert fuzz.batch(0, found, dtypes=(dtype,), sizes=(64,), options=(options,)) >= 3 * fuzz.BATCH
+    assert fuzz.batch(0, found, dtypes=(dtype,), sizes=(classes,), options=(options,)) >= fuzz.BATCH
     names = {"loss with options", "gradient with options"} if options else {"loss", "gradient", "softmax", "logsumexp"}
     assert {name.split("/")[0] for name in found} == {*names, "edge rows"}
 
@@ -55,21 +55,19 @@ BESIDE_NAN = {
 }
 
 
-@pytest.mark.parametrize("place", [3, 63])
 @pytest.mark.parametrize("name", BESIDE_NAN)
-def test_a_nan_with_nothing_behind_it_is_found(name, place):
+def test_a_nan_with_nothing_behind_it_is_found(name):
     """Found on shards, whose stretch of a row may end in a NaN: 64 classes, of which each of 8 devices has 8."""
     logits = np.zeros((fuzz.BATCH, 64), np.float32)
-    logits[::2, place] = np.nan
+    logits[::4, 3] = logits[2::4, 63] = np.nan
     found = np.asarray(BESIDE_NAN[name](jnp.asarray(logits)))
-    bad = found == -1 if name == "sample" else np.isnan(found)
-    np.testing.assert_array_equal(bad.reshape(fuzz.BATCH, -1).all(axis=-1), np.arange(fuzz.BATCH) % 2 == 0)
-    np.testing.assert_array_equal(bad.reshape(fuzz.BATCH, -1).any(axis=-1), np.arange(fuzz.BATCH) % 2 == 0)
+    bad = (found == -1 if name == "sample" else np.isnan(found)).reshape(fuzz.BATCH, -1)
+    np.testing.assert_array_equal(bad, np.broadcast_to(np.arange(fuzz.BATCH)[:, None] % 2 == 0, bad.shape))
 
 
-@pytest.mark.parametrize("dtype", ["float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz"])
-def test_other_formats_of_8_bits(dtype):
+def test_another_format_of_8_bits():
     """The loss is that of the same numbers in float32, and the gradient is rounded once."""
+    dtype = jnp.float8_e5m2fnuz
     logits, labels = jnp.array([[1.0, 2.0, 4.0, -16.0], [0.5, 0.5, 0.5, 0.5]]), jnp.array([0, 1])
     loss = jsoftmax.softmax_cross_entropy_with_integer_labels
     values = [jax.value_and_grad(lambda z: jnp.sum(loss(z, labels)))(z) for z in (logits, logits.astype(dtype))]
