@@ -124,7 +124,7 @@ def bound(name: str, dtype: str, gap: np.ndarray) -> np.ndarray:
     if name == "logsumexp":
         return np.full_like(gap, 4.0)
     if "options" in name:
-        return np.full_like(gap, 40.0)
+        return np.full_like(gap, 16.0)  # of the terms, which may cancel
     if dtype == "float64":
         return np.full_like(gap, 6.0)
     return np.where(gap <= 10, 6.0 if name == "loss" else 8.0, 40.0)
