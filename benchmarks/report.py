@@ -137,3 +137,11 @@ def fuzzed() -> str:
         worst = "".join(f"{one['worst_ulps']:>9.2f}" if one and seconds else f"{'':>9}" for one in each)
         lines.append(f"{f'{function}, {form}':<34}{rows:>9}{seconds:>6.0f}{worst}".rstrip())
     return "\n".join([*lines, f"{stored['rows']:,} rows in all, JAX {stored['jax']}"])
+
+
+def catalogue() -> str:
+    """What `python -m benchmarks.catalogue` found."""
+    stored = json.loads((RESULTS / "catalogue.json").read_text(encoding="utf-8"))
+    lines = [f"{'':<30}{'reciprocal rank':>16}{'NDCG@10':>9}"]
+    lines += [f"{row['loss']:<30}{row['reciprocal_rank']:>16.3f}{row['ndcg_10']:>9.3f}" for row in stored["rows"]]
+    return "\n".join(lines)

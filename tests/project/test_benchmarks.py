@@ -4,12 +4,26 @@ import json
 import math
 import sys
 
+import jax
 import numpy as np
 import optax
 import pytest
 
 import jsoftmax
-from benchmarks import aot, figures, gpu, growth, harness, head_sharding, log_probabilities, peers, report, sass
+from benchmarks import (
+    aot,
+    catalogue,
+    figures,
+    gpu,
+    growth,
+    harness,
+    head_sharding,
+    large_vocabulary,
+    log_probabilities,
+    peers,
+    report,
+    sass,
+)
 from benchmarks.__main__ import SUBJECTS, main as benchmark
 from jsoftmax import __main__ as command
 from jsoftmax._commands import bench
@@ -254,3 +268,14 @@ def test_differences_of_log_probabilities():
         assert difference > 1e-4 if rounds else difference < 1e-5, (way, dtype)
     stored = json.loads((harness.RESULTS / "log-probabilities.json").read_text(encoding="utf-8"))["found"]
     assert [(row["way"], row["dtype"]) for row in stored] == list(worst)
+
+
+@pytest.mark.parametrize(("t", "power"), [(0.0, 1.0), (1.0, catalogue.NEGATIVES / (large_vocabulary.VOCABULARY - 1))])
+def test_generalized_binary_cross_entropy(t, power):
+    """Where all logits are 0, each question costs log 2: the right item's by its power, and each wrong one's."""
+    head, features = np.zeros((large_vocabulary.VOCABULARY, 4), np.float32), np.ones((3, 4), np.float32)
+    drawn = jax.random.randint(jax.random.key(0), (catalogue.NEGATIVES,), 0, large_vocabulary.VOCABULARY)
+    loss = catalogue.generalized_binary(head, features, drawn[:3], jax.random.key(0), t)  # each label drawn once
+    np.testing.assert_allclose(loss, (power + catalogue.NEGATIVES - 1) * math.log(2), rtol=1e-6)
+    stored = json.loads((harness.RESULTS / "catalogue.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["loss"] for row in stored] == list(catalogue.losses())
