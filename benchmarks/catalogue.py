@@ -27,7 +27,9 @@ def generalized_binary(head: jax.Array, features: jax.Array, labels: jax.Array, 
     right, wrong = jnp.sum(features * head[labels], axis=1), features @ head[drawn].T
     share = NEGATIVES / (setting.VOCABULARY - 1)
     power = share * (t * (1 - 1 / share) + 1 / share)
-    no = jnp.where(drawn == labels[:, None], 0, jsoftmax.sigmoid_binary_cross_entropy(wrong, jnp.zeros_like(wrong)))
+    no = jnp.where(
+        drawn[None] == labels[:, None], 0, jsoftmax.sigmoid_binary_cross_entropy(wrong, jnp.zeros_like(wrong))
+    )
     return jnp.mean(power * jsoftmax.sigmoid_binary_cross_entropy(right, jnp.ones_like(right)) + no.sum(axis=1))
 
 
