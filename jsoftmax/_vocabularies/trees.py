@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,11 @@ class ClassTree:
         root: int32, the node at the top.
     """
 
-    path: Array
-    turns: Array
-    children: Array
-    root: Array
+    # Any: JAX puts its own objects in the leaves' places when it handles trees.
+    path: Array | Any
+    turns: Array | Any
+    children: Array | Any
+    root: Array | Any
 
     @property
     def classes(self) -> int:
