@@ -113,7 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("uv", type=Path)
     parser.add_argument("interpreters", nargs="*", help="one for each Python; none to renew the pins")
+    parser.add_argument("--only", choices=PINS, help="default: both")
     wanted = parser.parse_args()
+    ages = [wanted.only] if wanted.only else list(PINS)
     if not wanted.interpreters:
         return lock(wanted.uv)
     stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"cells": {}}
@@ -121,13 +123,13 @@ def main() -> None:
         f"import json; from importlib.metadata import version as v; print(json.dumps({{n: v(n) for n in {LIBRARIES}}}))"
     )
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
-        task = progress.add_task("", total=len(wanted.interpreters) * len(PINS) * len(PARTS))
+        task = progress.add_task("", total=len(wanted.interpreters) * len(ages) * len(PARTS))
         for interpreter in wanted.interpreters:
             number = asked(interpreter, "import sys; print('\"%d.%d\"' % sys.version_info[:2])")
-            for age, pins in PINS.items():
+            for age in ages:
                 name = f"{number}-{age}"
                 progress.update(task, description=f"{name} environment")
-                python = environment(wanted.uv, interpreter, name, pins)
+                python = environment(wanted.uv, interpreter, name, PINS[age])
                 cell = stored["cells"].setdefault(name, {"versions": asked(python, versions), "parts": {}})
                 for part in PARTS:
                     progress.update(task, description=f"{name} {part}")

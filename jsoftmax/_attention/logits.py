@@ -117,11 +117,17 @@ def unread(query: Array, key: Array, value: Array, seen: Array | None) -> tuple[
     return jnp.where(sees, query, 0), jnp.where(is_seen, key, 0), jnp.where(is_seen, value, 0)
 
 
+# Before, XLA for CPUs compiles `compare` of bfloat16 with two axes of batches, and refuses to run it.
+HAS_BATCHES_OF_BFLOAT16 = jax.__version_info__ >= (0, 8, 3)
+
 # The three kinds of products. Operands share a dtype; results are float32 at least.
 
 
 def compare(query: Array, key: Array) -> Array:
     """Every query with every key: (b, k, g, t, h) and (b, k, s, h) to (b, k, g, t, s)."""
+    if not HAS_BATCHES_OF_BFLOAT16:
+        b, k, g, t, h = query.shape
+        return _product("bkuh,bksh->bkus", query.reshape(b, k, g * t, h), key).reshape(b, k, g, t, key.shape[2])
     return _product("bkgth,bksh->bkgts", query, key)
 
 

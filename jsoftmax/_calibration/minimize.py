@@ -6,11 +6,10 @@ equation: numbers at a bound do not move, the others by the inverse of the Hessi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -37,7 +36,7 @@ class Search(NamedTuple):
 
 class Progress(NamedTuple):
     point: Point
-    lbfgs: optax.OptState
+    lbfgs: Any
     steps: Array
     done: Array
 
@@ -64,6 +63,8 @@ def _solve_directly(linear: Callable[[Vector], Vector], y: Vector) -> Vector:
 
 
 def _projected_lbfgs(f: Callable, start: Vector, lower: Vector, upper: Vector, most_steps: int) -> Vector:
+    import optax  # here, as it takes longer to import than all of this library
+
     lbfgs = optax.scale_by_lbfgs()
     eps = float(jnp.finfo(start.dtype).eps)
 
