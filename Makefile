@@ -6,11 +6,18 @@ BIN := $(VENV)/bin
 AOT := .venv-aot
 MUTATION := .venv-mutation
 TRAINERS := .venv-trainers
+MATRIX := .venv-matrix
+PYTHON311 ?= python3.11
 # The trainers ask for it, or for a later one.
 PYTHON312 ?= python3.12
+PYTHON313 ?= python3.13
+PYTHONS ?= $(PYTHON311) $(PYTHON312) $(PYTHON313)
+# One of oldest and newest; empty for both.
+VERSIONS ?=
 WORKERS ?= 2
 ROWS ?= 1000000
 SAMPLE ?= 200
+MINUTES ?= 60
 
 # Relative on purpose: pip splits these variables at spaces, so an absolute path could break.
 # Older pips pin the build backend by the first of them, newer ones by the second.
@@ -20,10 +27,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-aot test-trainers fuzz mutate lint format docs bench lock clean
+.PHONY: help demo test test-all test-aot test-trainers test-matrix fuzz soak mutate check-package lint format docs bench \
+	lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Verify the derivative on this machine, then train on handwritten digits
 	@echo "==> Verifying the derivatives"
@@ -52,6 +60,10 @@ test-trainers: $(TRAINERS)/.installed ## Train with the losses of MaxText, Tunix
 	@for name in tunix maxtext easydel; do \
 		echo "==> $$name" && $(TRAINERS)/$$name/bin/python -m benchmarks.trainers $$name || exit 1; done
 
+test-matrix: $(VENV)/.installed-uv ## Run the tests with the oldest and the newest JAX under each Python (hours; goes on where it stopped)
+	@echo "==> Testing"
+	@$(BIN)/python tests/matrix.py $(BIN)/uv $(PYTHONS) $(addprefix --only ,$(VERSIONS))
+
 fuzz: $(VENV)/.installed ## Search for errors with a million rows of hard inputs (ROWS=…; goes on where it stopped)
 	@echo "==> Searching"
 	@PYTHONPATH=tests XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m fuzz --rows $(ROWS)
@@ -59,6 +71,13 @@ fuzz: $(VENV)/.installed ## Search for errors with a million rows of hard inputs
 mutate: $(VENV)/.installed $(MUTATION)/.installed ## Change the core in small ways, of which each should fail a test (SAMPLE=…; goes on, too)
 	@echo "==> Changing"
 	@$(BIN)/python tests/mutate.py --sample $(SAMPLE) --operators $(MUTATION)
+
+soak: $(VENV)/.installed ## Call losses of changing shapes from several threads for an hour (MINUTES=…): memory, caches, compilations
+	@echo "==> Soaking"
+	@PYTHONPATH=.:tests $(BIN)/python -m soak --minutes $(MINUTES)
+
+check-package: $(VENV)/.installed-uv ## Build the package twice, install it where nothing else is, and check what others get
+	@$(BIN)/python tests/package.py $(BIN)/uv
 
 lint: $(VENV)/.installed ## Run ruff and pyright
 	@echo "==> Linting"
@@ -83,15 +102,17 @@ bench: $(VENV)/.installed ## Time jsoftmax beside its peers (some minutes)
 	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 $(BIN)/python -m benchmarks
 
 # The build backend, its helper and uv are used here but are no dependency of jsoftmax, so they are named.
-lock: $(VENV)/.created ## Renew constraints.txt
+lock: $(VENV)/.created ## Renew constraints.txt and tests/oldest.txt
 	@echo "==> Resolving the newest versions"
 	@PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(BIN)/python -m pip install -qq --upgrade uv
 	@printf 'editables\nhatchling\nuv\n' | UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --all-extras --no-annotate --no-emit-index-url \
 		--no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml -
+	@$(BIN)/python -m pip install -qq --editable '.[test]'
+	@$(BIN)/python tests/matrix.py $(BIN)/uv
 
 clean: ## Remove everything that make has made
-	@rm -rf $(VENV) $(AOT) $(MUTATION) $(TRAINERS) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(AOT) $(MATRIX) $(MUTATION) $(TRAINERS) build dist out docs/_build .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -129,6 +150,10 @@ $(TRAINERS)/.installed: $(VENV)/.created $(wildcard benchmarks/trainers-*.txt)
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "==> Installing jsoftmax and what its tests need (a minute or two, once)"
 	@$(BIN)/python -m pip install -qq --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-uv: $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq uv
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

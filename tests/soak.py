@@ -3,8 +3,8 @@
     make soak MINUTES=60
 
 Some threads share the functions below, under `jit` and outside it, and call them at random with one of many shapes. A
-shape seen before must compile nothing and must give the very bits that it gave before, in whichever thread. Once all
-were seen, the memory of the process and the library's caches must stay as they are. What was seen is kept in
+shape must give the very bits that it gave before, in whichever thread. Once all threads have seen all shapes, nothing
+may be compiled, and the memory of the process and the library's caches must stay as they are. What was seen is kept in
 benchmarks/results/soak.json. `tests/contract/test_soak.py` runs some seconds of it.
 """
 
@@ -141,10 +141,10 @@ class Soak:
         self.compiled_again: list[Hashable] = []
         self.differing: list[Hashable] = []
         self.lock = threading.Lock()
+        self.is_warm = False
 
     def call(self, name: Hashable) -> None:
-        known = name in self.seen  # before the call: two threads may both be the first
-        before = compiled_here()
+        known, before = self.is_warm, compiled_here()
         found = digest(self.named[name]())
         programs = compiled_here() - before
         with self.lock:
@@ -155,30 +155,37 @@ class Soak:
             if self.seen.setdefault(name, found) != found:
                 self.differing.append(name)
 
-    def work(self, seed: int, goes_on: Callable[[], bool]) -> None:
-        """All calls in an order of this thread's own, then any of them for as long as it goes on."""
+    def work(self, seed: int, goes_on: Callable[[], bool], meeting: threading.Barrier) -> None:
+        """All calls in an order of this thread's own; once all threads are through, any of them while it goes on.
+
+        Two threads that meet a shape for the first time may both compile for it.
+        """
         order, numbers = list(self.named), random.Random(seed)
         numbers.shuffle(order)
         for name in order:
             self.call(name)
+        meeting.wait()
+        self.is_warm = True
         while goes_on():
             self.call(numbers.choice(order))
 
     def run(self, threads: int, goes_on: Callable[[], bool], look: Callable[[], None] = lambda: None) -> None:
         failed: list[BaseException] = []
+        meeting = threading.Barrier(threads)
 
         def guarded(seed: int) -> None:
             try:
-                self.work(seed, lambda: goes_on() and not failed)
+                self.work(seed, lambda: goes_on() and not failed, meeting)
             except BaseException as error:
                 failed.append(error)
+                meeting.abort()
 
         running = [threading.Thread(target=guarded, args=(seed,), daemon=True) for seed in range(threads)]
         for thread in running:
             thread.start()
-        while any(thread.is_alive() for thread in running):
+        while alive := [thread for thread in running if thread.is_alive()]:
             look()
-            running[0].join(min(EVERY, 0.1) if threads == 0 else EVERY)
+            alive[0].join(EVERY)
         if failed:
             raise failed[0]
 
@@ -204,8 +211,7 @@ def main() -> None:
         def look() -> None:
             minutes = (time.monotonic() - start) / 60
             progress.update(task, completed=minutes, description=f"{soak.count} calls, {resident_mb():.0f} MB")
-            # Each thread goes through all calls once, and then some: from there on nothing is new to it.
-            if soak.count >= (wanted.threads + 1) * len(soak.named):
+            if soak.is_warm:
                 if not warm:
                     warm.append((minutes, caches()))
                 sizes.append(resident_mb())

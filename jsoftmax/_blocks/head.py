@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jsoftmax._blocks.blocks import Blocks
 from jsoftmax._blocks.projection import Product, checked_precision, project
@@ -25,7 +25,7 @@ from jsoftmax._rows.varying import axes_of, vary_floats
 from jsoftmax._rows.weights import REDUCTIONS, shares
 
 
-def default_block_size(classes: int, dtype) -> int:
+def default_block_size(classes: int, dtype: DTypeLike) -> int:
     """Rows in a block: a power of two from 128 to 4096 whose logits fill 64 MiB on a CPU, 1 GiB on an accelerator.
 
     Large enough for the products to run at full speed, small beside the kernel's gradient. On a mesh set by

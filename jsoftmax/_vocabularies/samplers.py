@@ -1,6 +1,7 @@
 """Three distributions to draw negatives from: Zipf's law, uniform, and in proportion to counts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def _uniform_log_prob(count: Array, classes: Array) -> Array:
     return jnp.broadcast_to(-jnp.log(count.astype(jnp.result_type(float))), classes.shape)
 
 
-def unigram_sampler(counts: ArrayLike | Sequence, power: float = 1.0, *, unique: bool = True) -> Sampler:
+def unigram_sampler(counts: ArrayLike | Sequence[Any], power: float = 1.0, *, unique: bool = True) -> Sampler:
     r"""Classes in proportion to a power of their counts, by Walker's alias method: one draw costs the same for any V.
 
     .. math:: p_k = c_k^{\alpha} \Big/ \sum_j c_j^{\alpha}

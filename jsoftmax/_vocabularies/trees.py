@@ -47,7 +47,7 @@ class ClassTree:
         return self.children.shape[-2]
 
 
-def huffman_tree(counts: ArrayLike | Sequence) -> ClassTree:
+def huffman_tree(counts: ArrayLike | Sequence[Any]) -> ClassTree:
     r"""The tree with the fewest decisions on average: frequent classes are near the root.
 
     .. math:: \sum_v c_v \,\mathrm{depth}_v \;\text{is least}, \qquad
@@ -99,7 +99,7 @@ def huffman_tree(counts: ArrayLike | Sequence) -> ClassTree:
     return _tree(pairs, classes)
 
 
-def nested_tree(nested: Sequence) -> ClassTree:
+def nested_tree(nested: Sequence[Any]) -> ClassTree:
     """The tree of nested lists of class numbers, such as `[[0, 1], [2, [3, 4]]]`.
 
     A list of more than two entries becomes decisions between its halves, its own classes before the lists in it, so
@@ -141,7 +141,7 @@ def nested_tree(nested: Sequence) -> ClassTree:
     return parent_tree(above + [classes + parent if parent >= 0 else -1 for parent in parents], classes)
 
 
-def parent_tree(parents: ArrayLike | Sequence, classes: int) -> ClassTree:
+def parent_tree(parents: ArrayLike | Sequence[Any], classes: int) -> ClassTree:
     """The tree of an array of parents, as taxonomies come: a hierarchy of any branching.
 
     A node of more than two children becomes decisions between halves of them, in their order.
@@ -201,7 +201,7 @@ def parent_tree(parents: ArrayLike | Sequence, classes: int) -> ClassTree:
     return _tree(pairs, classes)
 
 
-def _tree(pairs: Sequence, classes: int) -> ClassTree:
+def _tree(pairs: Sequence[Any], classes: int) -> ClassTree:
     """From the children of each decision, where class v is numbered classes − 1 + v."""
     children = np.asarray(pairs, np.int32).reshape(classes - 1, 2)
     parent = np.full(2 * classes - 1, -1, np.int32)

@@ -2,6 +2,7 @@
 
 import functools
 import types
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -41,6 +42,10 @@ DIFFERENCES = {
     "SoftmaxCrossEntropyTest.test_mask": MASKED_LABEL,
     "PolyLossTest.test_mask": MASKED_LABEL,
 }
+if metadata.version("optax") in ("0.2.5", "0.2.6", "0.2.7"):
+    DIFFERENCES["SigmoidFocalLossTest.test_large_logit"] = (
+        "optax's 1 − sigmoid(z) is right to 2e-5, as later tests allow"
+    )
 
 
 def name_of(test):
