@@ -55,6 +55,7 @@ gradient: Array = jax.jit(jax.grad(mean_loss))(logits)  # pyright: ignore[report
 mean: Array = jsoftmax.linear_softmax_cross_entropy(features, kernel, labels)
 mean, rows = jsoftmax.linear_softmax_cross_entropy(features, kernel, labels, return_statistics=True, skip_rows=True)
 entropy = rows.entropy
+evaluation: jsoftmax.Evaluation = jsoftmax.linear_evaluation(features, kernel, labels)
 teacher: Array = jsoftmax.linear_distillation_loss(features, kernel, features, kernel)
 stored: tuple[Array, Array] = jsoftmax.linear_top_k(features, kernel, 2, **logit_options)
 losses += jsoftmax.top_k_distillation_loss(logits, *stored)
