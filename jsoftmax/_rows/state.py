@@ -42,7 +42,7 @@ def row_state(rows: Rows, implementation: str | None) -> RowState:
     maximum, others = forms.row_state(rows, empty, implementation)
     if rows.shards.names:
         # A NaN that the library's maximum overlooks is in the sum, unless nothing stands behind it (`largest`).
-        maximum = jnp.where(jnp.isneginf(maximum) & jnp.any(jnp.isnan(rows.z()), axis=-1), jnp.nan, maximum)
+        maximum = jnp.where(jnp.isneginf(maximum), jnp.sum(rows.z(), axis=-1) - jnp.inf, maximum)
         maximum, others = _merged_state(rows.shards, maximum, others)
     others = others / UNIT
     top = defined(maximum, empty)
@@ -57,7 +57,8 @@ def logsumexp(rows: Rows, state: RowState) -> Array:
     nothing = jnp.isneginf(state.logsumexp)
 
     def look() -> Array:
-        return jnp.where(nothing & jnp.any(jnp.isnan(rows.z()), axis=-1), jnp.nan, state.logsumexp)
+        # Of −∞ alone a sum is −∞. To ask each logit whether it is NaN would take an array of the answers.
+        return jnp.where(nothing, jnp.sum(rows.z(), axis=-1) - jnp.inf, state.logsumexp)
 
     return cond(jnp.any(nothing), look, lambda: state.logsumexp)
 

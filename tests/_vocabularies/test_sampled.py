@@ -135,13 +135,10 @@ def mean_over_keys(sampler, num_sampled, keys, **options):
     return values.mean(), gradients.mean(axis=0), error
 
 
-BIASED = [
-    pytest.param("unique", True, True, marks=pytest.mark.slow),
-    ("unique", True, False),
-    pytest.param("replaced", False, False, marks=pytest.mark.slow),
-]
+BIASED = [("unique", True, True), ("unique", True, False), ("replaced", False, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # it draws for longer than it compiles
 @pytest.mark.parametrize(("name", "unique", "correct_label"), BIASED)
 def test_bias_of_the_gradient_falls_with_the_samples(name, unique, correct_label):

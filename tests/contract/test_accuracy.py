@@ -169,15 +169,19 @@ def sequential(form):
     return allowed
 
 
-@pytest.mark.parametrize("derivative", ["vjp", "jvp"])
-@pytest.mark.parametrize("form", FORMS)
+# The forms give the values, and "jvp" another gradient of them: in the short form of the tests, on a CPU's alone.
+ENGINES = [("cpu", "vjp"), ("cpu", "jvp"), ("gpu", "vjp"), ("tpu", "vjp")]
+ENGINES += [pytest.param(form, "jvp", marks=pytest.mark.slow) for form in ("gpu", "tpu")]
+
+
+@pytest.mark.parametrize(("form", "derivative"), ENGINES)
 def test_worst_error_in_float32(form, derivative):
     worst = search(engine(form, derivative), F32, SIZES[form], 150, sequential(form))
     if form == "cpu":  # tighter than the contract: what the README says of any gap
         assert max(*worst["loss"], *worst["gradient"]) < 6
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["cpu", *(pytest.param(form, marks=pytest.mark.slow) for form in ("gpu", "tpu"))])
 def test_worst_error_in_float64(form, x64):
     sizes = [size for size in SIZES[form] if size <= 257]
     search(engine(form, "vjp"), F64, sizes, 50, sequential(form))
@@ -360,8 +364,7 @@ def test_losses_are_never_negative(name, form):
     look()
 
 
-@pytest.mark.parametrize("derivative", ["vjp", "jvp"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "derivative"), ENGINES)
 def test_worst_error_of_hessian(form, derivative):
     """Forward over reverse at label gaps to 80."""
     loss = functools.partial(integer_loss, implementation=form, derivative=derivative)

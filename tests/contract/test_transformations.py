@@ -193,7 +193,8 @@ def any_statistic(derivative):
     return jax.jit(total), (logits, dense, options)
 
 
-CHECKED = ["integer", "dense", "focal", "dense poly", "others", "any statistic"]
+CHECKED = ["integer", "dense", "any statistic"]
+CHECKED += [pytest.param(name, marks=pytest.mark.slow) for name in ("focal", "dense poly", "others")]
 check = functools.partial(check_grads, eps=1e-5, atol=1e-6, rtol=1e-6)
 
 

@@ -54,11 +54,13 @@ SLOW = {
     "attention_from_softmax",
     "calibration",
     "large_vocabularies",
+    "image_classification",
     "many_devices",
     "policy_on_cartpole",
     "post_training",
     "retrieval",
     "sequence_tagging",
+    "temperature_and_smoothing",
     "when_softmax_collapses",
 }
 

@@ -45,8 +45,7 @@ def assert_same(losses, expected):
         np.testing.assert_allclose(loss, expected[step], rtol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_as_one(processes, train, alone):
     status, losses, said = train(processes)
     assert status == 0, said
@@ -54,6 +53,7 @@ def test_processes_train_as_one(processes, train, alone):
     assert_same(losses, alone)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_nothing_is_lost(train, alone, tmp_path):
     """The others say why they end, within the time that a step may take; the next start goes on as if nothing was."""
     status, losses, said = train(2, "--die-at", DIES_AT, checkpoints=tmp_path)
