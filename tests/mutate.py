@@ -51,7 +51,7 @@ OWN = {
     "partitioned": ["contract/test_sharding.py"],
     "ranking": ["_losses/test_ranking.py"],
     "reports": REPORTS,
-    "row_losses": ["_losses/test_optax_suite.py", *EDGES, "_losses/test_margins.py"],
+    "row_losses": ["_blocks/test_linear.py", "_losses/test_optax_suite.py", *EDGES, "_losses/test_margins.py"],
     "shards": ["contract/test_sharding.py"],
     "sigmoid": ["_losses/test_sigmoid.py", "_losses/test_optax_suite.py"],
     "statistics": [*ROWS, "_losses/test_margins.py"],
