@@ -217,7 +217,10 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(f, marks=[pytest.mark.slow] * (name == "distillation"), id=name) for name, f in FUNCTIONS.items()],
+)
 def test_every_mode_and_order(function, x64):
     at = *arrays(STUDENT, TEACHER, dtype=jnp.float64), jnp.float64(0.1)
     close = {"atol": 1e-6, "rtol": 1e-6, "eps": 1e-5}

@@ -786,15 +786,15 @@ def layouts_of(name):
 def cells(number, name):
     """The layouts of a function, and whether values are compared there or types alone.
 
-    The short form deals: each function meets an eighth of them, and one by values: where its classes are split by hand,
-    if they can be, for every other one. The long form has all by values.
+    The short form deals: each function meets an eighth of them, every other one by values in one: where its classes are
+    split by hand, if they can be. The long form has all by values.
     """
     layouts = layouts_of(name)
     if os.environ.get("JSOFTMAX_LAYOUTS") == "all":
         return [(layout, True) for layout in layouts]
     by_hand = [layout for layout in layouts if re.match("shard_map .*v ", layout)]
-    dealt = by_hand if by_hand and number % 2 else layouts
-    by_value = {dealt[number * 5 % len(dealt)]}
+    dealt = by_hand or layouts
+    by_value = {dealt[number * 5 % len(dealt)]} if number % 2 else set()
     met = by_value | {layout for n, layout in enumerate(layouts) if (n + number) % 8 == 0}
     return [(layout, layout in by_value) for layout in layouts if layout in met]
 

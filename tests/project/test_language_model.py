@@ -13,7 +13,6 @@ import pytest
 pytestmark = pytest.mark.optimized
 
 VOCABULARY, SEEDS = 16384, (0, 1)
-by_seed = pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,8 @@ def test_labels_are_the_tokens_that_come_next():
     np.testing.assert_array_equal(labels, [[1, 4, 9], [25, 36, 49]])
 
 
-@by_seed
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
 def test_held_out_loss_falls(seed, trained):
     for run in trained(seed).values():
         # A guess that knows nothing loses log(vocabulary).
@@ -77,7 +77,8 @@ def test_held_out_loss_falls(seed, trained):
 TOLERANCE = 8 * float(jnp.finfo(jnp.float32).eps)
 
 
-@by_seed
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
 def test_losses_of_all_steps_equal_those_of_the_unfused_run(seed, trained, settings):
     linear, unfused = (trained(seed)[name].losses for name in ("linear", "unfused"))
     assert len(linear) == len(unfused) == settings.steps
@@ -88,6 +89,7 @@ def test_losses_of_all_steps_equal_those_of_the_unfused_run(seed, trained, setti
     np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_step_saves_the_memory_of_the_logits(trained, settings):
     runs = trained(SEEDS[0])
     rows = settings.batch_size * settings.context
@@ -95,7 +97,6 @@ def test_step_saves_the_memory_of_the_logits(trained, settings):
     assert saved >= (rows - settings.block_size) * VOCABULARY * 4
 
 
-@pytest.mark.slow
 def test_main_prints_the_table_and_a_text(corpus, monkeypatch, capsys):
     monkeypatch.setattr(language_model, "load", lambda vocabulary: corpus)
     options = "--steps 2 --width 16 --layers 1 --heads 1 --context 16 --batch-size 4 --block-size 32 --loss both"
