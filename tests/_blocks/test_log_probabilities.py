@@ -66,7 +66,7 @@ def same_bits(actual, expected):
         np.testing.assert_array_equal(a, e, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WAYS)
 def test_a_row_does_not_depend_on_the_others(name, dtype):
     """Whatever they hold, in one program; nor on how often it ran."""

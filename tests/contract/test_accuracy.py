@@ -187,7 +187,7 @@ def test_worst_error_in_float64(form, x64):
     search(engine(form, "vjp"), F64, sizes, 50, sequential(form))
 
 
-@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(F16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_worst_error_in_half_precision(form, dtype):
     """Losses come in float32 and keep its promise on the rounded logits; everything else is rounded once."""

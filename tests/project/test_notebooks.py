@@ -54,6 +54,7 @@ SLOW = {
     "attention_from_softmax",
     "calibration",
     "large_vocabularies",
+    "gradient_verified",
     "image_classification",
     "many_devices",
     "policy_on_cartpole",
