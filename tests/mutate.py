@@ -62,7 +62,7 @@ OWN = {
 CONTRACT = [
     "_rows",
     "_losses",
-    *(f"contract/test_{name}.py" for name in ("edges", "accuracy", "transformations", "fuzz")),
+    *(f"contract/test_{name}.py" for name in ("edges", "accuracy", "transformations", "sharding", "fuzz")),
 ]
 
 
