@@ -8,9 +8,8 @@ from jax.lax import PrecisionLike
 from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
-from jsoftmax._blocks.linear import linear_softmax_statistics
+from jsoftmax._blocks.linear import linear_softmax_cross_entropy
 from jsoftmax._rows import checks
-from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions
 
@@ -92,7 +91,7 @@ def linear_evaluation(
         TypeError: features or kernel are not floating-point, labels are not integers.
         ValueError: shapes that do not fit, or an option out of range.
 
-    Derivatives: those of `linear_softmax_statistics`, by `total` and `loss`. Memory: one block of logits.
+    Derivatives: those of `linear_softmax_cross_entropy`, by `total` and `loss`. Memory: one block of logits.
 
     Example:
         >>> import jax, jax.numpy as jnp, jsoftmax
@@ -107,25 +106,27 @@ def linear_evaluation(
     References:
         Jelinek et al., *Perplexity: a measure of the difficulty of speech recognition tasks*, 1977.
     """
-    features, labels = checks.float_array("features", features), checks.integer_array("labels", labels)
-    dtype, shape = compute_dtype(features.dtype), features.shape[:-1]
-    weights = jnp.ones(shape, dtype) if weights is None else checks.float_array("weights", weights).astype(dtype)
-    checks.has_shape("weights", weights, shape, "one factor for each row of features")
-    if ignore_index is not None:
-        checks.has_shape("labels", labels, shape, "one class number for each row of features")
-        weights = jnp.where(labels == ignore_index, 0, weights)
-    found = linear_softmax_statistics(
+    checks.only_options(options, LogitOptions)
+    labels = checks.integer_array("labels", labels)
+    total, found = linear_softmax_cross_entropy(
         features,
         kernel,
         labels,
         bias=bias,
+        weights=weights,
+        reduction="sum",
         where=where,
         kernel_transposed=kernel_transposed,
         block_size=block_size,
-        active=weights != 0,
+        return_statistics=True,
+        skip_rows=True,
         precision=precision,
         row_sharding=row_sharding,
+        ignore_index=ignore_index,
         **options,
     )
-    correct = (found.argmax == labels).astype(dtype)
-    return Evaluation(-jnp.sum(weights * found.log_prob), jnp.sum(weights * correct), jnp.sum(weights))
+    weights = jnp.ones(labels.shape, total.dtype) if weights is None else jnp.asarray(weights).astype(total.dtype)
+    if ignore_index is not None:
+        weights = jnp.where(labels == ignore_index, 0, weights)
+    correct = jnp.where(found.argmax == labels, weights, 0)
+    return Evaluation(total, jnp.sum(correct), jnp.sum(weights))
