@@ -36,6 +36,8 @@ class Product(NamedTuple):
 
 def checked_precision(precision: lax.PrecisionLike) -> Any:
     """As JAX reads it: it may also be a name of an algorithm, or one for each factor."""
+    if precision is None:
+        return None
     factor = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     try:
         jax.eval_shape(functools.partial(lax.dot, precision=precision), factor, factor)

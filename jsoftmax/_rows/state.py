@@ -41,8 +41,7 @@ def row_state(rows: Rows, implementation: str | None) -> RowState:
     rows, empty = lax.stop_gradient(rows), rows.empty()
     maximum, others = forms.row_state(rows, empty, implementation)
     if rows.shards.names:
-        # A NaN that the library's maximum overlooks is in the sum, unless nothing stands behind it (`largest`).
-        maximum = jnp.where(jnp.isneginf(maximum), jnp.sum(rows.z(), axis=-1) - jnp.inf, maximum)
+        maximum = _nan_behind_nothing(rows, maximum)
         maximum, others = _merged_state(rows.shards, maximum, others)
     others = others / UNIT
     top = defined(maximum, empty)
@@ -52,15 +51,18 @@ def row_state(rows: Rows, implementation: str | None) -> RowState:
 
 def logsumexp(rows: Rows, state: RowState) -> Array:
     """That of the state; NaN where `largest` would be, of which no sum tells if the state has a maximum of −∞."""
-    if rows.shards.names:
-        return state.logsumexp
-    nothing = jnp.isneginf(state.logsumexp)
+    found = state.logsumexp
+    if rows.shards.names:  # which the state has looked at
+        return found
+    return cond(jnp.any(jnp.isneginf(found)), lambda: _nan_behind_nothing(rows, found), lambda: found)
 
-    def look() -> Array:
-        # Of −∞ alone a sum is −∞. To ask each logit whether it is NaN would take an array of the answers.
-        return jnp.where(nothing, jnp.sum(rows.z(), axis=-1) - jnp.inf, state.logsumexp)
 
-    return cond(jnp.any(nothing), look, lambda: state.logsumexp)
+def _nan_behind_nothing(rows: Rows, numbers: Array) -> Array:
+    """−∞ becomes NaN in a row that holds one, which the library's maximum overlooks if nothing stands behind it.
+
+    Of −∞ alone a sum is −∞. To ask each logit whether it is NaN would take an array of the answers.
+    """
+    return jnp.where(jnp.isneginf(numbers), jnp.sum(rows.z(), axis=-1) - jnp.inf, numbers)
 
 
 def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[Array, Array]:

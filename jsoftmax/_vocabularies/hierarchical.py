@@ -166,7 +166,7 @@ def hierarchical_log_softmax(
 @functools.partial(jax.jit, static_argnums=4)
 def _all_log_probs(features: Array, kernel: Array, bias: Array | None, tree: ClassTree, transposed: bool) -> Array:
     dtype = compute_dtype(features.dtype)
-    s = project(features, kernel, Product(transposed, "vjp"))
+    s = project(features, kernel, Product(transposed))
     s = s if bias is None else s + jnp.broadcast_to(bias.astype(dtype), s.shape)
     # Either way at each decision, and a last entry that adds nothing.
     turned = jnp.concatenate([-jax.nn.softplus(-s), -jax.nn.softplus(s), jnp.zeros((s.shape[0], 1), dtype)], axis=1)
