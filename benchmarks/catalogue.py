@@ -6,12 +6,10 @@ next? All losses take their turns from one start with as many negatives a step, 
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jsoftmax
 from benchmarks import large_vocabulary as setting
@@ -61,32 +59,20 @@ def judged(head: jax.Array, features: jax.Array, labels: jax.Array) -> jax.Array
 
 def run(steps: int, progress: Callable[[str], None]) -> dict:
     corpus = setting.load()
-    choice = np.linspace(0, len(corpus.held_out) - setting.CONTEXT - 1, setting.HELD_OUT, dtype=int)
-    held_out = setting.examples(corpus.held_out, choice)
-    runs = {}
-    for name, loss in losses().items():
-        progress(f"compiling {name}")
-        runs[name] = setting.Run(setting.Method(setting.kernel, loss, judged, 0), steps)
-    random = np.random.default_rng(0)
-    for step in range(steps):
-        at = random.integers(0, len(corpus.train) - setting.CONTEXT - 1, setting.ROWS)
-        for one in runs.values():
-            one.step(*setting.examples(corpus.train, at), jax.random.key(step))
-        progress(f"step {step + 1} of {steps}")
+    methods = {name: setting.Method(setting.kernel, loss, judged, 0) for name, loss in losses().items()}
     rows = []
-    for name, one in runs.items():
-        reciprocal, ndcg = one.held_out(*held_out)
+    for name, one in setting.trained(methods, corpus, steps, progress).items():
+        reciprocal, ndcg = one.held_out(*setting.held_out_examples(corpus))
         rows.append({"loss": name, "reciprocal_rank": round(float(reciprocal), 3), "ndcg_10": round(float(ndcg), 3)})
     return {"jax": jax.__version__, "steps": steps, "negatives": NEGATIVES, "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.catalogue", description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--no-save", action="store_true", help="print only")
     arguments = parser.parse_args()
-    results = run(arguments.steps, lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True))
-    print(file=sys.stderr)
+    results = run(arguments.steps, setting.show_progress)
     for row in results["rows"]:
         print(f"{row['loss']:<30} reciprocal rank {row['reciprocal_rank']:.3f}, NDCG@10 {row['ndcg_10']:.3f}")
     if not arguments.no_save:

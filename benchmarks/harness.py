@@ -67,8 +67,13 @@ def save(rows: Iterable[Row], name: str, absent: Iterable[str] = ()) -> Path:
     return path
 
 
+def stored(name: str) -> Any:
+    """What a file in benchmarks/results holds."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def load(name: str) -> list[Row]:
     """Rows of a file of results. Older files have fewer fields."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    rows = stored(name)["rows"]
     blank = dict.fromkeys(field.name for field in dataclasses.fields(Row))
     return [Row(**{**blank, **row}) for row in rows]

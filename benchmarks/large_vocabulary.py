@@ -149,22 +149,33 @@ def examples(tokens: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return tokens[at[:, None] + np.arange(CONTEXT)], tokens[at + CONTEXT]
 
 
-def run(steps: int, progress: Callable[[str], None]) -> dict:
-    corpus = load()
-    counts = np.bincount(corpus.train, minlength=VOCABULARY)
-    choice = np.linspace(0, len(corpus.held_out) - CONTEXT - 1, HELD_OUT, dtype=int)
-    held_out = examples(corpus.held_out, choice)
+def held_out_examples(corpus: Any) -> tuple[np.ndarray, np.ndarray]:
+    return examples(corpus.held_out, np.linspace(0, len(corpus.held_out) - CONTEXT - 1, HELD_OUT, dtype=int))
+
+
+def trained(
+    methods: dict[str, Method], corpus: Any, steps: int, progress: Callable[[str], None], only_timed: str = ""
+) -> dict[str, Run]:
+    """All methods from one start, in turns step by step; one may end when it has been timed."""
     runs = {}
-    for name, method in methods(counts).items():
+    for name, method in methods.items():
         progress(f"compiling {name}")
         runs[name] = Run(method, steps)
     random = np.random.default_rng(0)
     for step in range(steps):
         batch = examples(corpus.train, random.integers(0, len(corpus.train) - CONTEXT - 1, ROWS))
         for name, one in runs.items():
-            if name != "full" or step < TIMED:
+            if name != only_timed or step < TIMED:
                 one.step(*batch, jax.random.key(step))
         progress(f"step {step + 1} of {steps}")
+    progress("")
+    return runs
+
+
+def run(steps: int, progress: Callable[[str], None]) -> dict:
+    corpus = load()
+    counts, held_out = np.bincount(corpus.train, minlength=VOCABULARY), held_out_examples(corpus)
+    runs = trained(methods(counts), corpus, steps, progress, only_timed="full")
     learned = {name: round(float(one.held_out(*held_out)), 3) for name, one in runs.items() if name != "full"}
     rows = [
         {
@@ -219,17 +230,17 @@ def draw(results: dict, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def show_progress(text: str) -> None:
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_vocabulary", description=__doc__)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--no-save", action="store_true", help="print only")
     arguments = parser.parse_args()
 
-    def progress(text: str) -> None:
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-    results = run(arguments.steps, progress)
-    progress("")
+    results = run(arguments.steps, show_progress)
     for row in results["rows"]:
         print(f"{row['loss']:<16}", *(f"{name} {value:<12}" for name, value in list(row.items())[1:]))
     print("unigram", results["unigram_nats"])

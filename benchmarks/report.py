@@ -1,11 +1,10 @@
 """Stored results as the short tables of the page on benchmarks."""
 
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.growth import PLACES, curve, slope
-from benchmarks.harness import DTYPES, RESULTS, SHAPES, Row
+from benchmarks.harness import DTYPES, SHAPES, Row, stored
 
 DENSE, LINEAR = "cross-entropy, value and gradient", "linear cross-entropy, value and both gradients"
 MEGABYTE = 1e6
@@ -103,7 +102,7 @@ def disagreements(one: list[Row], other: list[Row], clear: float = 1.1) -> list[
 def ahead_of_time() -> str:
     """What `make test-aot` found."""
     lines = [f"{'':<64}{'temps GB':>9}{'moved GB':>9}  instructions"]
-    for row in json.loads((RESULTS / "aot.json").read_text(encoding="utf-8"))["rows"]:
+    for row in stored("aot")["rows"]:
         name = f"{row['work']}, {row['target']}"
         instructions = "  " + " + ".join(f"{number:.0f}" for number in row.get("instructions", ()))
         sizes = f"{row['temp_bytes'] / 1e9:>9.2f}{row['moved_bytes'] / 1e9:>9.1f}"
@@ -114,10 +113,10 @@ def ahead_of_time() -> str:
 def log_probabilities() -> str:
     """What `python -m benchmarks.log_probabilities` found."""
     lines = [f"{'':<30}{'from linear':>12}{'same bits':>11}{'from float64':>14}"]
-    stored = json.loads((RESULTS / "log-probabilities.json").read_text(encoding="utf-8"))
+    facts = stored("log-probabilities")
     for dtype in ("float32", "bfloat16"):
         lines.append(f"{dtype} features")
-        for row in stored["found"]:
+        for row in facts["found"]:
             if row["dtype"] == dtype:
                 numbers = f"{row['from_linear']:>12.1e}{row['same_bits']:>11.0%}{row['from_float64']:>14.1e}"
                 lines.append(f"  {row['way']:<28}{numbers}")
@@ -126,8 +125,8 @@ def log_probabilities() -> str:
 
 def fuzzed() -> str:
     """What `make fuzz` found: rows, seconds and the worst error in ulps of each function, form and dtype."""
-    stored = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
-    numbers = {tuple(name.split("/")): each for name, each in stored["found"].items()}
+    facts = stored("fuzz")
+    numbers = {tuple(name.split("/")): each for name, each in facts["found"].items()}
     dtypes = sorted({dtype for _, dtype, _ in numbers}, key=lambda dtype: ("8" in dtype, dtype))
     heads = "".join(f"{dtype.removeprefix('float8_'):>9}" for dtype in dtypes)
     lines = [f"{'':<34}{'rows':>9}{'s':>6}{heads}"]
@@ -136,12 +135,12 @@ def fuzzed() -> str:
         rows, seconds = (sum(one[key] for one in each if one) for key in ("rows", "seconds"))
         worst = "".join(f"{one['worst_ulps']:>9.2f}" if one and seconds else f"{'':>9}" for one in each)
         lines.append(f"{f'{function}, {form}':<34}{rows:>9}{seconds:>6.0f}{worst}".rstrip())
-    return "\n".join([*lines, f"{stored['rows']:,} rows in all, JAX {stored['jax']}"])
+    return "\n".join([*lines, f"{facts['rows']:,} rows in all, JAX {facts['jax']}"])
 
 
 def catalogue() -> str:
     """What `python -m benchmarks.catalogue` found."""
-    stored = json.loads((RESULTS / "catalogue.json").read_text(encoding="utf-8"))
+    facts = stored("catalogue")
     lines = [f"{'':<30}{'reciprocal rank':>16}{'NDCG@10':>9}"]
-    lines += [f"{row['loss']:<30}{row['reciprocal_rank']:>16.3f}{row['ndcg_10']:>9.3f}" for row in stored["rows"]]
+    lines += [f"{row['loss']:<30}{row['reciprocal_rank']:>16.3f}{row['ndcg_10']:>9.3f}" for row in facts["rows"]]
     return "\n".join(lines)
