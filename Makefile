@@ -60,7 +60,7 @@ test-trainers: $(TRAINERS)/.installed ## Train with the losses of MaxText, Tunix
 	@for name in tunix maxtext easydel; do \
 		echo "==> $$name" && $(TRAINERS)/$$name/bin/python -m benchmarks.trainers $$name || exit 1; done
 
-test-matrix: $(VENV)/.installed-uv ## Run the tests with the oldest and the newest JAX under each Python (hours; goes on where it stopped)
+test-matrix: $(VENV)/.installed $(VENV)/.installed-uv ## Run the tests with the oldest and the newest JAX under each Python (hours; goes on where it stopped)
 	@echo "==> Testing"
 	@$(BIN)/python tests/matrix.py $(BIN)/uv $(PYTHONS) $(addprefix --only ,$(VERSIONS))
 
@@ -76,7 +76,7 @@ soak: $(VENV)/.installed ## Call losses of changing shapes from several threads 
 	@echo "==> Soaking"
 	@PYTHONPATH=.:tests $(BIN)/python -m soak --minutes $(MINUTES)
 
-check-package: $(VENV)/.installed-uv ## Build the package twice, install it where nothing else is, and check what others get
+check-package: $(VENV)/.installed $(VENV)/.installed-uv ## Build the package twice, install it where nothing else is, and check what others get
 	@$(BIN)/python tests/package.py $(BIN)/uv
 
 lint: $(VENV)/.installed ## Run ruff and pyright
@@ -139,9 +139,8 @@ $(MUTATION)/.installed: $(VENV)/.created
 	@touch $@
 
 # One each, since they ask for different releases of JAX; by uv, since pip takes long over so many packages.
-$(TRAINERS)/.installed: $(VENV)/.created $(wildcard benchmarks/trainers-*.txt)
+$(TRAINERS)/.installed: $(VENV)/.installed-uv $(wildcard benchmarks/trainers-*.txt)
 	@echo "==> Installing three trainers (once; 4 GB)"
-	@PIP_CONSTRAINT= $(BIN)/python -m pip install -qq uv
 	@for name in tunix maxtext easydel; do \
 		$(PYTHON312) -m venv $(TRAINERS)/$$name && $(BIN)/uv pip install --quiet \
 			--python $(TRAINERS)/$$name/bin/python -r benchmarks/trainers-$$name.txt || exit 1; done
@@ -152,7 +151,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --editable '.[test]'
 	@touch $@
 
-$(VENV)/.installed-uv: $(VENV)/.installed
+$(VENV)/.installed-uv: $(VENV)/.created
 	@$(BIN)/python -m pip install -qq uv
 	@touch $@
 

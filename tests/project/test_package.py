@@ -38,10 +38,9 @@ def test_consumer_uses_every_public_name():
 
 
 def test_a_copied_bit_is_told_from_another(tmp_path):
-    built = {}
-    for name, text in (("a.whl", "1"), ("b.whl", "2")):
-        (built := {**built, name: tmp_path / name})[name].write_text(text)
-    first, second = package.digests(built).values()
+    (tmp_path / "a.whl").write_text("1")
+    (tmp_path / "b.whl").write_text("2")
+    first, second = package.digests({name: tmp_path / name for name in ("a.whl", "b.whl")}).values()
     assert first != second
 
 
