@@ -33,13 +33,13 @@ class RowState(NamedTuple):
         return jnp.log1p(self.others)
 
 
-def row_state(rows: Rows, implementation: str | None) -> RowState:
-    """The state of every row.
+def row_state(rows: Rows, implementation: str | None, alone: bool = False) -> RowState:
+    """The state of every row; `alone` if nothing else is computed of its exponentials.
 
     A constant to derivatives: those of `probabilities` account for it.
     """
     rows, empty = lax.stop_gradient(rows), rows.empty()
-    maximum, others = forms.row_state(rows, empty, implementation)
+    maximum, others = forms.row_state(rows, empty, implementation, alone)
     if rows.shards.names:
         maximum = _nan_behind_nothing(rows, maximum)
         maximum, others = _merged_state(rows.shards, maximum, others)

@@ -52,6 +52,7 @@ class Config(NamedTuple):
     want: tuple[str, ...]  # fields of RowStatistics
     implementation: str | None = None  # "cpu", "gpu", "tpu", or None: by the platform compiled for
     derivative: str = "vjp"  # "vjp", or "jvp" for every derivative mode
+    alone: bool = True  # as no derivative is taken
 
 
 def row_statistics(rows: Rows, config: Config) -> RowStatistics:
@@ -77,7 +78,7 @@ def _argmax(rows: Rows) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
     z, empty = rows.z(), rows.empty()
-    state = row_state(rows, config.implementation)
+    state = row_state(rows, config.implementation, config.alone and "entropy" not in config.want)
     top = state.maximum[..., None]
     values = {}
     if "logsumexp" in config.want:
@@ -112,7 +113,7 @@ def _weighted_gap(rows: Rows, weight: Array, z: Array, top: Array) -> Array:
 @functools.partial(_evaluate.defjvp, symbolic_zeros=True)
 def _evaluate_jvp(config, primals, tangents):
     (rows,), (rows_dot,) = primals, tangents
-    statistics, state = _evaluate(config, rows)
+    statistics, state = _evaluate(config._replace(alone=False), rows)
     # Zeros that are only symbols are left out, so that no array of them is kept.
     rows_dot = jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, rows_dot)
     # Under checkpoint, nothing but the logits and O(rows) numbers waits for a transpose.
@@ -127,7 +128,7 @@ def _reverse_mode(config: Config, rows: Rows) -> RowStatistics:
 
 
 def _reverse_mode_fwd(config: Config, rows: Rows):
-    statistics, state = _evaluate(config, rows)
+    statistics, state = _evaluate(config._replace(alone=False), rows)
     return statistics, (rows, state, statistics.entropy)
 
 

@@ -1,12 +1,13 @@
 """What is computed in another way on another machine, in the same functions a file:
 
-    row_state(rows, empty, exact, capped)   the largest logit of each row, and UNIT times the others' exponentials' sum
-    exponentials(z, maximum)                UNIT · e^(z − maximum)
-    shares(z, maximum, others, exact)       the probabilities, in units and as they are
-    place_label(rows, entries, index)       rows with the entries at their labels set
+    row_state(rows, empty, exact, capped, alone)    the largest logit of each row, and UNIT times the others'
+                                                    exponentials' sum
+    exponentials(z, maximum)                        UNIT · e^(z − maximum)
+    shares(z, maximum, others, exact)               the probabilities, in units and as they are
+    place_label(rows, entries, index)               rows with the entries at their labels set
 
-`exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap. Another form is another file and a name
-below. Each is the worst choice on the others' machine (docs/architecture.md).
+`exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap, `alone` whether nothing else of the
+program needs the exponentials. Another form is another file and a name below. Each is the worst choice on the others' machine (docs/architecture.md).
 The functions here take the form that suits the machine that the program is compiled for, or the one that is named.
 """
 
@@ -36,11 +37,11 @@ def _forms(function: str, *known: Any) -> list[Callable]:
     return [of(form) for form in FORMS]
 
 
-def row_state(rows: Rows, empty: Array | None, implementation: str | None) -> tuple[Array, Array]:
+def row_state(rows: Rows, empty: Array | None, implementation: str | None, alone: bool) -> tuple[Array, Array]:
     # What acts on the logits may sum over shards, which only a program that is traced can; and it fuses.
     bare = Rows(rows.logits if rows.transform.is_identity else rows.z())
     like = jnp.sum(bare.logits[..., :0], axis=-1, dtype=rows.dtype)
-    forms = _forms("row_state", rows.has_exact_differences, rows.transform.softcap is not None)
+    forms = _forms("row_state", rows.has_exact_differences, rows.transform.softcap is not None, alone)
     return choose(implementation, forms, like, bare, empty, results=2)
 
 

@@ -6,6 +6,7 @@ added twice. A label's entry is set in place.
 
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +16,46 @@ from jax import Array, lax
 from jsoftmax._rows.exponentials import UNIT, exact_difference, exponentials as series
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.rows import Rows, defined
+from jsoftmax._rows.varying import fori_loop
 
 # A largest class counts as one unit even if compilers rounded its logit in two ways, where it was computed twice.
 ONE = UNIT * (1 - 2.0**-10)
 FEW = 64  # classes, which are one block
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**13  # numbers in an array, from which its sums are the library's
+CACHED = 2**23  # bytes of exponentials that are summed before they leave the caches
 
 
-def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
-    """The maximum, and the exponentials' sum without it: their total less 1 unit, unless that cancels.
+def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
+    """All rows at once if a gradient needs the exponentials, too: XLA finds that they are the same, and keeps them.
+
+    Else, or where a sum would write them a second time, as many rows at a time as the caches hold.
+    """
+    del exact, capped
+    *batch, classes = rows.logits.shape
+    maximum = rows.maximum()
+    count, at_once = math.prod(batch), max(CACHED // (classes * rows.dtype.itemsize), os.cpu_count() or 1)
+    if count <= at_once or not (alone or _block_count(classes) == 1 and classes > FEW):
+        return maximum, _others(rows, defined(maximum, empty))
+    logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
+
+    def step(turn: Array, found: Array) -> Array:
+        first = jnp.minimum(turn * at_once, count - at_once)
+        some, tops = (lax.dynamic_slice_in_dim(array, first, at_once) for array in (logits, top))
+        return lax.dynamic_update_slice_in_dim(found, _others(Rows(some), tops), first, 0)
+
+    others = fori_loop(0, -(-count // at_once), step, jnp.zeros_like(top))
+    return maximum, others.reshape(batch)
+
+
+def _others(rows: Rows, maximum: Array) -> Array:
+    """The exponentials' sum without the largest: their total less 1 unit, unless that cancels.
 
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
     """
-    del exact, capped
-    maximum = rows.maximum()
-    # The gradient's own, if it is in the same program: XLA finds that the two are one, and computes them once.
-    terms = series(rows.z(), defined(maximum, empty)[..., None])
+    terms = series(rows.z(), maximum[..., None])
     total, smaller = _sums(terms, _block_count(terms.shape[-1]))
-    return maximum, jnp.where(total < 2 * ONE, smaller, total - UNIT)
+    return jnp.where(total < 2 * ONE, smaller, total - UNIT)
 
 
 def _block_count(classes: int) -> int:

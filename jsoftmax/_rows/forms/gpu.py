@@ -15,10 +15,10 @@ from jsoftmax._rows.forms.tpu import place_label as place_label
 from jsoftmax._rows.rows import Rows
 
 
-def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
+def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
     # A soft cap is too costly for XLA to compute it anew for each of its uses: it would be written out.
     if capped:
-        return tpu.row_state(rows, empty, exact, capped)
+        return tpu.row_state(rows, empty, exact, capped, alone)
     z = rows.z()
     # As many as fit a thread's registers. With more, XLA splits the program in two that both read all logits.
     slices = 16 if exact else 4

@@ -9,9 +9,9 @@ from jsoftmax._rows.forms.tpu import place_label as place_label
 from jsoftmax._rows.rows import Rows, defined, largest
 
 
-def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
+def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
     """Leave every largest class out, and put all but one back."""
-    del exact, capped
+    del exact, capped, alone
     z = rows.z()
     maximum = largest(z)
     top = defined(maximum, empty)[..., None]

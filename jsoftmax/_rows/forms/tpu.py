@@ -9,9 +9,9 @@ from jsoftmax._rows.forms.series import exponentials as exponentials, shares as 
 from jsoftmax._rows.rows import Rows
 
 
-def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool) -> tuple[Array, Array]:
+def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
     """One pass, reading each logit once. (m, s) merges associatively."""
-    del empty, exact, capped
+    del empty, exact, capped, alone
     z = rows.z()
     init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
     maximum, others = lax.reduce((z, jnp.zeros_like(z)), init, merge, (z.ndim - 1,))
