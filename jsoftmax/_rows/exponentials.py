@@ -96,16 +96,20 @@ def _coefficients(degree: int) -> tuple[float, ...]:
 @functools.partial(jax.jit, inline=True)  # traced once, though it may stand in a program a hundred times
 def exponentials(z: Array, maximum: Array) -> Array:
     """UNIT · e^(z − maximum) for z ≤ maximum; exactly UNIT at the maximum, 0 where the product would be subnormal."""
-    form = number_format(z.dtype)
-    # Of −∞ the rounding error is NaN, and of numbers far below, 2ⁿ is no exponent; `where` takes neither.
-    difference, error = exact_difference(at_most(maximum, z), maximum)
-    n = lax.round(difference * (1 / math.log(2)), lax.RoundingMethod.TO_NEAREST_EVEN)
-    r = ((difference - n * form.high) + error) - n * form.low
-    *lower, series = form.coefficients
-    for coefficient in reversed(lower):
-        series = series * r + coefficient
-    power = lax.bitcast_convert_type(n + form.bias, form.integers) << form.mantissa
-    return jnp.where(n < form.least, 0, series * lax.bitcast_convert_type(power, z.dtype))
+    # In JAX's primitives: its operators are programs of their own, each traced anew for every shape.
+    form, number, shape = number_format(z.dtype), z.dtype.type, np.broadcast_shapes(z.shape, maximum.shape)
+    z, maximum = (lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape))) for x in (z, maximum))
+    # Of −∞ the rounding error is NaN, and of numbers far below, 2ⁿ is no exponent; `select` takes neither.
+    difference, error = exact_difference(lax.select(lax.lt(maximum, z), maximum, z), maximum)
+    n = lax.round(lax.mul(difference, number(1 / math.log(2))), lax.RoundingMethod.TO_NEAREST_EVEN)
+    r = lax.add(lax.sub(difference, lax.mul(n, number(form.high))), error)
+    r = lax.sub(r, lax.mul(n, number(form.low)))
+    series = lax.full_like(r, form.coefficients[-1])
+    for coefficient in form.coefficients[-2::-1]:
+        series = lax.add(lax.mul(series, r), number(coefficient))
+    bits = lax.bitcast_convert_type(lax.add(n, number(form.bias)), form.integers)
+    power = lax.bitcast_convert_type(lax.shift_left(bits, bits.dtype.type(form.mantissa)), z.dtype)
+    return lax.select(lax.lt(n, number(form.least)), lax.full_like(n, 0), lax.mul(series, power))
 
 
 @exponentials.defjvp

@@ -27,7 +27,7 @@ from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
 from jsoftmax._rows.labels import is_class, label_index, take_label
-from jsoftmax._rows.probabilities import How, Shares, probabilities
+from jsoftmax._rows.probabilities import How, Labels, Shares, probabilities
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import RowState, logsumexp, row_state
 from jsoftmax._rows.varying import defvjp
@@ -197,8 +197,10 @@ def _differentiable(rows: Rows):
 
 
 def _shares(config: Config, rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
-    label_z = None if rows.integer_labels is None else rows.label_z()
-    return probabilities(rows.z(), label_z, state, How(rows.shards, config.implementation, rows.has_exact_differences))
+    labels = None
+    if rows.integer_labels is not None:
+        labels = Labels(rows.label_z(), label_index(rows.local_labels, rows.logits.shape[-1]))
+    return probabilities(rows.z(), labels, state, How(rows.shards, config.implementation, rows.has_exact_differences))
 
 
 def _usable_log_p(shares: Shares, active: Array) -> Array:

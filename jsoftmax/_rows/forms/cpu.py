@@ -73,12 +73,12 @@ def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
         return _sum(terms), _sum_below_one(terms)
     flat = terms.reshape(-1, terms.shape[-1])
     length = flat.shape[-1] // blocks
-    sums = _sum(flat.reshape(-1, blocks, length))
-    large = sums > ONE
-    # Of the sums as they are, XLA would make a sum of all terms, once more.
-    total = _sum_below_one(sums) + _sum(jnp.where(large, sums, 0))
-    # If there is one such block; if there are several, `smaller` is not asked for.
-    which = jnp.sum(jnp.where(large, lax.broadcasted_iota(terms.dtype, large.shape, 1), 0), axis=-1).astype(jnp.int32)
+    # Without the barrier, XLA would make one sum of all terms of the two, and read them all once more.
+    sums = lax.optimization_barrier(_sum(flat.reshape(-1, blocks, length)))
+    total = _sum(sums)
+    # If one block holds a largest class; if several do, `smaller` is not asked for.
+    order = jnp.where(sums > ONE, lax.broadcasted_iota(terms.dtype, sums.shape, 1), 0)
+    which = jnp.sum(order, axis=-1).astype(jnp.int32)
     block = jax.vmap(lambda row, at: lax.dynamic_slice_in_dim(row, at * length, length))(flat, which)
     smaller = _sum_below_one(sums) + _sum_below_one(block)
     return total.reshape(terms.shape[:-1]), smaller.reshape(terms.shape[:-1])
@@ -104,6 +104,15 @@ def _sum(terms: Array) -> Array:
 def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
     total, rounded_off = exact_difference(left[0], -right[0])
     return total, left[1] + right[1] + rounded_off
+
+
+def label_shares(
+    scaled: Array, index: Array, label_z: Array, maximum: Array, others: Array, exact: bool
+) -> tuple[Array, Array]:
+    """Those of the rows, which are written out: to take them is compiled in less time than another series."""
+    del label_z, maximum, others, exact
+    at_label = jnp.take_along_axis(scaled, index, axis=-1, mode="promise_in_bounds")[..., 0]
+    return at_label, at_label / UNIT
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
