@@ -28,7 +28,8 @@ def integer_array(name: str, value: ArrayLike) -> Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must hold integer class numbers, got dtype {array.dtype}")
-    return array
+    # In 8 or 16 bits, the number of classes, or a number to ignore, might be another one.
+    return array.astype(jnp.int32) if array.dtype.itemsize < 4 else array
 
 
 def bool_array(name: str, value: ArrayLike) -> Array:

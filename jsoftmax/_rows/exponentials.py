@@ -29,7 +29,14 @@ def at_most(maximum: Array, z: Array) -> Array:
 
     One instruction of x86, where a minimum that hands on both sides' NaN is four.
     """
-    return jnp.where(maximum < z, maximum, z)
+    z, maximum = together(z, maximum)
+    return lax.select(lax.lt(maximum, z), maximum, z)
+
+
+def together(*arrays: Array) -> list[Array]:
+    """All of the same shape."""
+    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    return [lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape))) for x in arrays]
 
 
 def gap(z: Array, maximum: Array) -> Array:
@@ -97,10 +104,10 @@ def _coefficients(degree: int) -> tuple[float, ...]:
 def exponentials(z: Array, maximum: Array) -> Array:
     """UNIT · e^(z − maximum) for z ≤ maximum; exactly UNIT at the maximum, 0 where the product would be subnormal."""
     # In JAX's primitives: its operators are programs of their own, each traced anew for every shape.
-    form, number, shape = number_format(z.dtype), z.dtype.type, np.broadcast_shapes(z.shape, maximum.shape)
-    z, maximum = (lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape))) for x in (z, maximum))
+    form, number = number_format(z.dtype), z.dtype.type
+    z, maximum = together(z, maximum)
     # Of −∞ the rounding error is NaN, and of numbers far below, 2ⁿ is no exponent; `select` takes neither.
-    difference, error = exact_difference(lax.select(lax.lt(maximum, z), maximum, z), maximum)
+    difference, error = exact_difference(at_most(maximum, z), maximum)
     n = lax.round(lax.mul(difference, number(1 / math.log(2))), lax.RoundingMethod.TO_NEAREST_EVEN)
     r = lax.add(lax.sub(difference, lax.mul(n, number(form.high))), error)
     r = lax.sub(r, lax.mul(n, number(form.low)))

@@ -8,17 +8,24 @@ from jaxtyping import Bool, Float, Integer, Shaped
 
 def is_class(labels: Integer[Array, "*batch"], classes: int) -> Bool[Array, "*batch"]:
     """Whether each label is one of the classes. Negative labels are not."""
-    return (labels >= 0) & (labels < classes)
+    number = labels.dtype.type  # in primitives, as `exponentials` is
+    return lax.bitwise_and(lax.ge(labels, number(0)), lax.lt(labels, number(classes)))
 
 
 def label_index(labels: Integer[Array, "*batch"], classes: int) -> Integer[Array, "*batch 1"]:
     """The labels as indices of a class axis, (*batch, 1); 0 where a label is no class."""
-    return jnp.where(is_class(labels, classes), labels, 0)[..., None]
+    index = lax.select(is_class(labels, classes), labels, lax.full_like(labels, 0))
+    return lax.expand_dims(index, (labels.ndim,))
 
 
 def take_label(rows: Shaped[Array, "*batch classes"], labels: Integer[Array, "*batch"]) -> Shaped[Array, "*batch 1"]:
     """The labels' entries of `rows` (*batch, classes), as (*batch, 1); those of class 0 where a label is no class."""
-    return jnp.take_along_axis(rows, label_index(labels, rows.shape[-1]), axis=-1)
+    return take(rows, label_index(labels, rows.shape[-1]))
+
+
+def take(rows: Shaped[Array, "*batch classes"], index: Integer[Array, "*batch some"]) -> Shaped[Array, "*batch some"]:
+    """The entries of each row at indices that are known to be some of its classes."""
+    return jnp.take_along_axis(rows, index, axis=-1, mode="promise_in_bounds")
 
 
 @jax.custom_jvp

@@ -121,7 +121,7 @@ def checked_rows(
 def _checked_labels(labels: Array, logits: Array, axes: tuple[int, ...], batch: tuple[int, ...]) -> Array:
     if jnp.issubdtype(labels.dtype, jnp.integer):
         checks.has_shape("labels", labels, batch, "one class number for each row of logits")
-        return labels
+        return checks.integer_array("labels", labels)
     labels = checks.float_array("labels", labels)
     checks.has_shape("labels", labels, logits.shape, "one probability for each logit")
     return classes_last(labels, axes).astype(compute_dtype(logits.dtype))

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Integer
 
 from jsoftmax._rows.dtypes import compute_dtype
-from jsoftmax._rows.labels import is_class, label_index, take_class
+from jsoftmax._rows.labels import is_class, label_index, take, take_class
 from jsoftmax._rows.logits import Transform, transform_logits
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
 
@@ -81,16 +81,14 @@ class Rows:
     def at(self, classes: Integer[Array, "*batch some"]) -> Float[Array, "*batch some"]:
         """z of some classes of each row, (*batch, any number), without computing the others."""
         if self.transform.may_freeze:
-            return jnp.take_along_axis(self.z(), classes, axis=-1)
+            return take(self.z(), classes)
 
-        def take(array: Array | None) -> Array | None:
-            wide = None if array is None else jnp.broadcast_to(array, self.logits.shape)
-            return None if wide is None else jnp.take_along_axis(wide, classes, axis=-1)
+        def there(array: Array | None) -> Array | None:
+            return None if array is None else take(jnp.broadcast_to(array, self.logits.shape), classes)
 
-        logits = jnp.take_along_axis(self.logits, classes, axis=-1)
-        there = {"where": take(self.transform.where), "adjustment": take(self.transform.adjustment)}
-        transform = dataclasses.replace(self.transform, **there)
-        return transform_logits(logits, transform, self.shards, self._is_label(classes))
+        where, adjustment = there(self.transform.where), there(self.transform.adjustment)
+        transform = dataclasses.replace(self.transform, where=where, adjustment=adjustment)
+        return transform_logits(take(self.logits, classes), transform, self.shards, self._is_label(classes))
 
     def maximum(self) -> Float[Array, "*batch"]:
         """The largest z of each row, of this shard's."""
@@ -149,5 +147,6 @@ def largest(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
 
 def defined(maximum: Array, empty: Array | None) -> Array:
     """A row that holds +∞, or nothing but −∞, has no distribution; a row of masked classes has an empty one."""
-    defined = jnp.where(jnp.isinf(maximum), jnp.nan, maximum)
+    infinite = lax.eq(lax.abs(maximum), maximum.dtype.type(jnp.inf))
+    defined = lax.select(infinite, lax.full_like(maximum, jnp.nan), maximum)
     return defined if empty is None else jnp.where(empty, 0, defined)

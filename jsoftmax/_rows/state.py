@@ -8,8 +8,10 @@ s = Σ e^(z_j − m) over all *other* classes,
 have only non-negative terms: nothing cancels, however confident the row.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -43,10 +45,15 @@ def row_state(rows: Rows, implementation: str | None, alone: bool = False) -> Ro
     if rows.shards.names:
         maximum = _nan_behind_nothing(rows, maximum)
         maximum, others = _merged_state(rows.shards, maximum, others)
+    return _completed(maximum, others, empty)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for a loss and for its derivative
+def _completed(maximum: Array, others: Array, empty: Array | None) -> RowState:
     others = others / UNIT
     top = defined(maximum, empty)
-    logsumexp = jnp.where(jnp.isinf(maximum), maximum, top + jnp.log1p(others))
-    return RowState(top, others, logsumexp)
+    infinite = lax.eq(lax.abs(maximum), maximum.dtype.type(jnp.inf))
+    return RowState(top, others, lax.select(infinite, maximum, top + lax.log1p(others)))
 
 
 def logsumexp(rows: Rows, state: RowState) -> Array:

@@ -27,7 +27,7 @@ from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
 from jsoftmax._rows.labels import is_class, label_index, take_label
-from jsoftmax._rows.probabilities import How, Labels, Shares, probabilities
+from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import RowState, logsumexp, row_state
 from jsoftmax._rows.varying import defvjp
@@ -152,12 +152,12 @@ def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | Non
         apply, at = _differentiable(rows)
         logits_bar, transform_bar = jax.vjp(apply, *at)[1](slope(state.maximum.dtype))
     labels_bar = weights_bar = None
-    log_p = _usable_log_p(shares[0], active)
     if rows.dense_labels is not None and cotangent.log_prob is not None:
+        log_p = _usable_log_p(shares[0], active)
         labels_bar = (cotangent.log_prob[..., None] * log_p).astype(rows.dense_labels.dtype)
     if rows.class_weights is not None and cotangent.mean_log_prob is not None:
         share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
-        each = cotangent.mean_log_prob[..., None] * share * log_p
+        each = cotangent.mean_log_prob[..., None] * share * _usable_log_p(shares[0], active)
         weights_bar = jnp.sum(each, axis=range(each.ndim - 1)).astype(rows.class_weights.dtype)
     return Rows(logits_bar, labels_bar, transform_bar, weights_bar, shards=rows.shards)
 
@@ -170,7 +170,6 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
     _, z_dot = jax.jvp(apply, at, along)
     shares = _shares(config, rows, state)
     active = jnp.ones(state.maximum.shape, bool) if rows.active is None else rows.active
-    log_p = _usable_log_p(shares[0], active)
     tangents = {}
     for name in DIFFERENTIABLE:
         if name in config.want:
@@ -178,11 +177,12 @@ def _push_forward(config: Config, rows: Rows, state: RowState, entropy: Array | 
             slope = _slope(config, rows, entropy, shares, unit, active, z_dot.dtype)
             tangents[name] = rows.shards.sum(jnp.sum(slope * z_dot, axis=-1))
     if "log_prob" in tangents and rows.dense_labels is not None and rows_dot.labels is not None:
-        tangents["log_prob"] += rows.shards.sum(jnp.sum(rows_dot.labels * log_p, axis=-1))
+        along = rows_dot.labels * _usable_log_p(shares[0], active)
+        tangents["log_prob"] += rows.shards.sum(jnp.sum(along, axis=-1))
     if "mean_log_prob" in tangents and rows_dot.class_weights is not None:
         share, _ = dataclasses.replace(rows, class_weights=None).mean_weights(rows.z())
-        along = jnp.broadcast_to(rows_dot.class_weights, log_p.shape)
-        tangents["mean_log_prob"] += rows.shards.sum(jnp.sum(along * share * log_p, axis=-1))
+        along = jnp.broadcast_to(rows_dot.class_weights, share.shape) * share * _usable_log_p(shares[0], active)
+        tangents["mean_log_prob"] += rows.shards.sum(jnp.sum(along, axis=-1))
     return RowStatistics(**tangents)
 
 
@@ -197,10 +197,10 @@ def _differentiable(rows: Rows):
 
 
 def _shares(config: Config, rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
-    labels = None
-    if rows.integer_labels is not None:
-        labels = Labels(rows.label_z(), label_index(rows.local_labels, rows.logits.shape[-1]))
-    return probabilities(rows.z(), labels, state, How(rows.shards, config.implementation, rows.has_exact_differences))
+    label_z = None if rows.integer_labels is None else rows.label_z()
+    only_p = rows.dense_labels is None and rows.class_weights is None and "entropy" not in config.want
+    how = How(rows.shards, config.implementation, rows.has_exact_differences, only_p)
+    return probabilities(rows.z(), label_z, state, how)
 
 
 def _usable_log_p(shares: Shares, active: Array) -> Array:

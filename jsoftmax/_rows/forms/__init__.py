@@ -4,12 +4,12 @@
                                                     exponentials' sum
     exponentials(z, maximum)                        UNIT · e^(z − maximum)
     shares(z, maximum, others, exact)               the probabilities, in units and as they are
-    label_shares(scaled, index, z, …)               those of the labels: the rows' own, or computed of the labels' z
     place_label(rows, entries, index)               rows with the entries at their labels set
 
 `exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap, `alone` whether nothing else of the
-program needs the exponentials. Another form is another file and a name below. Each is the worst choice on the others' machine (docs/architecture.md).
-The functions here take the form that suits the machine that the program is compiled for, or the one that is named.
+program needs the exponentials. Another form is another file and a name below. Each is the worst choice on the others'
+machine (docs/architecture.md). The functions here take the form that suits the machine that the program is compiled
+for, or the one that is named.
 """
 
 import functools
@@ -52,13 +52,6 @@ def exponentials(z: Array, maximum: Array, implementation: str | None) -> Array:
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool, implementation: str | None) -> tuple[Array, Array]:
     return choose(implementation, _forms("shares", exact), z, z, maximum, others, results=2)
-
-
-def label_shares(
-    scaled: Array, index: Array, label_z: Array, maximum: Array, others: Array, exact: bool, implementation: str | None
-) -> tuple[Array, Array]:
-    forms = _forms("label_shares", exact)
-    return choose(implementation, forms, label_z, scaled, index, label_z, maximum, others, results=2)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

@@ -4,7 +4,6 @@ Nothing is fused into such a sum, so a second one, with a mask, would write as m
 added twice. A label's entry is set in place.
 """
 
-import functools
 import math
 import os
 
@@ -14,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, exact_difference, exponentials as series
+from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.varying import fori_loop
@@ -35,14 +35,18 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     *batch, classes = rows.logits.shape
     maximum = rows.maximum()
     count, at_once = math.prod(batch), max(CACHED // (classes * rows.dtype.itemsize), os.cpu_count() or 1)
-    if count <= at_once or not (alone or _block_count(classes) == 1 and classes > FEW):
+    if count <= at_once or not (alone or (_block_count(classes) == 1 and classes > FEW)):
         return maximum, _others(rows, defined(maximum, empty))
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
+    is_narrow = logits.dtype.itemsize == 2
+    if is_narrow:  # XLA cuts such floats out of a float32 copy of the whole array, but not their bits
+        logits = lax.bitcast_convert_type(logits, jnp.uint16)
 
     def step(turn: Array, found: Array) -> Array:
         first = jnp.minimum(turn * at_once, count - at_once)
         some, tops = (lax.dynamic_slice_in_dim(array, first, at_once) for array in (logits, top))
-        return lax.dynamic_update_slice_in_dim(found, _others(Rows(some), tops), first, 0)
+        part = Rows(lax.bitcast_convert_type(some, rows.logits.dtype) if is_narrow else some)
+        return lax.dynamic_update_slice_in_dim(found, _others(part, tops), first, 0)
 
     others = fori_loop(0, -(-count // at_once), step, jnp.zeros_like(top))
     return maximum, others.reshape(batch)
@@ -77,15 +81,15 @@ def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
     sums = lax.optimization_barrier(_sum(flat.reshape(-1, blocks, length)))
     total = _sum(sums)
     # If one block holds a largest class; if several do, `smaller` is not asked for.
-    order = jnp.where(sums > ONE, lax.broadcasted_iota(terms.dtype, sums.shape, 1), 0)
+    order = lax.select(sums > ONE, lax.broadcasted_iota(terms.dtype, sums.shape, 1), lax.full_like(sums, 0))
     which = jnp.sum(order, axis=-1).astype(jnp.int32)
-    block = jax.vmap(lambda row, at: lax.dynamic_slice_in_dim(row, at * length, length))(flat, which)
+    block = jax.vmap(lambda row, at: lax.dynamic_slice(row, (at * length,), (length,)))(flat, which)
     smaller = _sum_below_one(sums) + _sum_below_one(block)
     return total.reshape(terms.shape[:-1]), smaller.reshape(terms.shape[:-1])
 
 
 def _sum_below_one(terms: Array) -> Array:
-    return _sum(jnp.where(terms > ONE, 0, terms))
+    return _sum(lax.select(terms > ONE, lax.full_like(terms, 0), terms))
 
 
 def _sum(terms: Array) -> Array:
@@ -106,24 +110,9 @@ def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, 
     return total, left[1] + right[1] + rounded_off
 
 
-def label_shares(
-    scaled: Array, index: Array, label_z: Array, maximum: Array, others: Array, exact: bool
-) -> tuple[Array, Array]:
-    """Those of the rows, which are written out: to take them is compiled in less time than another series."""
-    del label_z, maximum, others, exact
-    at_label = jnp.take_along_axis(scaled, index, axis=-1, mode="promise_in_bounds")[..., 0]
-    return at_label, at_label / UNIT
-
-
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
-    if rows.dtype.itemsize != 2:
-        return _put(rows, entries, index)
-    # XLA scatters 16-bit floats on CPUs through a float32 copy of the whole array; integers it leaves alone.
-    bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.uint16)
-    return lax.bitcast_convert_type(_put(bits(rows), bits(entries), index), rows.dtype)
-
-
-def _put(rows: Array, entries: Array, index: Array) -> Array:
+    if rows.dtype.itemsize == 2:  # XLA scatters these through a float32 copy of the whole array
+        return tpu.place_label(rows, entries, index)
     flat = rows.reshape(-1, rows.shape[-1])
     at = flat.at[jnp.arange(flat.shape[0]), index.reshape(-1)]
     return at.set(entries.reshape(-1), unique_indices=True, mode="promise_in_bounds").reshape(rows.shape)

@@ -75,13 +75,6 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool) -> tuple[Array,
     return _corrected(scaled, error, exact) * share, _corrected(plain, error, exact) * share
 
 
-def label_shares(
-    scaled: Array, index: Array, label_z: Array, maximum: Array, others: Array, exact: bool
-) -> tuple[Array, Array]:
-    del scaled, index
-    return shares(label_z, maximum, others, exact)
-
-
 def _in_units(z: Array, maximum: Array) -> tuple[Array, Array]:
     """UNIT · e^(z − maximum) of the difference as it was rounded, and what the rounding took away."""
     # The square of e^((z − maximum)/2), since e^(z − maximum) may not be a normal number. The unit goes into the bits

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax._rows.exponentials import UNIT, exponentials as series
-from jsoftmax._rows.forms.series import exponentials as exponentials, label_shares as label_shares, shares as shares
+from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.forms.tpu import place_label as place_label
 from jsoftmax._rows.rows import Rows, defined, largest
 

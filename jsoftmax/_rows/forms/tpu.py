@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, exponentials as series
-from jsoftmax._rows.forms.series import exponentials as exponentials, label_shares as label_shares, shares as shares
+from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.rows import Rows
 
 
