@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jsoftmax
+from jsoftmax._rows.forms import cpu
 from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import row_state
 
 pytestmark = pytest.mark.exact
 
-FORMS = ["cpu", "gpu", "tpu"]
+FORMS, DTYPES = ["cpu", "gpu", "tpu"], ["float32", "bfloat16", "float16"]
 # On and off multiples of the GPU form's 4 and 16 slices, and below both.
 SIZES = [1, 2, 3, 4, 5, 15, 16, 17, 35, 67]
 
@@ -34,19 +36,66 @@ def rows_of_all_kinds(classes, dtype):
     return jnp.asarray(z, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def assert_state_is_right(state_of, classes, dtype):
+    logits = rows_of_all_kinds(classes, dtype)
+    maximum, others, _ = (np.asarray(number, float) for number in state_of(logits))
+    z = np.sort(np.asarray(logits, float)[:7])
+    top = z[:, -1:]
+    expected = np.exp(z[:, :-1] - top).sum(axis=-1)
+    np.testing.assert_array_equal(maximum[:7], top[:, 0])
+    np.testing.assert_allclose(others[:7], expected, rtol=20 * 2.0**-24, atol=1.2e-38, err_msg=str(classes))
+    assert np.all(np.isnan(maximum[7:]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
 def test_state_of_any_row(form, dtype):
     state_of = jax.jit(lambda logits: row_state(Rows(logits), form))
     for classes in SIZES:
-        logits = rows_of_all_kinds(classes, dtype)
-        maximum, others, _ = (np.asarray(number, float) for number in state_of(logits))
-        z = np.sort(np.asarray(logits, float)[:7])
-        top = z[:, -1:]
-        expected = np.exp(z[:, :-1] - top).sum(axis=-1)
-        np.testing.assert_array_equal(maximum[:7], top[:, 0])
-        np.testing.assert_allclose(others[:7], expected, rtol=20 * 2.0**-24, atol=1.2e-38, err_msg=str(classes))
-        assert np.all(np.isnan(maximum[7:]))
+        assert_state_is_right(state_of, classes, dtype)
+
+
+@pytest.fixture
+def three_at_once(monkeypatch):
+    """On CPUs, rows take turns, three at a time, the last ones some of those before them."""
+    monkeypatch.setattr(cpu, "CACHED", 1)
+    monkeypatch.setattr(cpu.os, "cpu_count", lambda: 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_state_of_rows_in_turns(dtype, three_at_once):
+    state_of = jax.jit(lambda logits: row_state(Rows(logits), "cpu", alone=True))
+    assert "while" in state_of.lower(rows_of_all_kinds(67, dtype)).as_text()
+    for classes in (1, 35, 67, 72):
+        assert_state_is_right(state_of, classes, dtype)
+
+
+def test_prime_number_of_classes_with_a_gradient(three_at_once):
+    """A second sum would write the exponentials again."""
+    state_of = jax.jit(lambda logits: row_state(Rows(logits), "cpu"))
+    assert "while" in state_of.lower(rows_of_all_kinds(67, "float32")).as_text()
+    assert "while" not in state_of.lower(rows_of_all_kinds(72, "float32")).as_text()
+    assert_state_is_right(state_of, 67, "float32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_in_turns_in_any_layout(dtype, three_at_once):
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.asarray(rng.normal(size=(8, 5, 71)) * 3, dtype), rng.integers(0, 71, (8, 5))
+    where = rng.random(logits.shape) < 0.8
+    where[np.arange(8)[:, None], np.arange(5), labels] = True
+    z = np.where(where, np.asarray(logits, float), -np.inf)
+    expected = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, labels[..., None], -1)[..., 0]
+    where[2, 3], expected[2, 3] = False, 0
+
+    def loss(z, y, where):
+        return jsoftmax.softmax_cross_entropy_with_integer_labels(z, y, where=where)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.shard_map(loss, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    for function in (loss, jax.vmap(loss), jax.checkpoint(loss), split):
+        value = jax.jit(function)(logits, labels, where)
+        np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)

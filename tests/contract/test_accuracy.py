@@ -169,9 +169,9 @@ def sequential(form):
     return allowed
 
 
-# The forms give the values, and "jvp" another gradient of them: in the short form of the tests, on a CPU's alone.
-ENGINES = [("cpu", "vjp"), ("cpu", "jvp"), ("gpu", "vjp"), ("tpu", "vjp")]
-ENGINES += [pytest.param(form, "jvp", marks=pytest.mark.slow) for form in ("gpu", "tpu")]
+# The forms give the values, and "jvp" another gradient of them.
+ENGINES = [("cpu", "vjp"), ("gpu", "vjp"), ("tpu", "vjp")]
+ENGINES += [pytest.param(form, "jvp", marks=pytest.mark.slow) for form in ("cpu", "gpu", "tpu")]
 
 
 @pytest.mark.parametrize(("form", "derivative"), ENGINES)

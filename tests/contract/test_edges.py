@@ -420,7 +420,7 @@ def test_checkify_passes_over_what_takes_no_part():
     assert reported(masking, NANS, np.array([0, 2])) == ""
 
 
-@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("derivative", ["vjp", pytest.param("jvp", marks=pytest.mark.slow)])
 def test_checkify_under_transformations(derivative):
     """The row is its number in the whole batch, whichever transformation made the batch."""
     loss = functools.partial(integer_loss, derivative=derivative)

@@ -240,7 +240,7 @@ def test_reverse_mode_by_finite_differences(name, x64):
     check(jax.jit(jax.grad(f, argnums=(0, 1, 2))), point, order=1, modes=["fwd"])
 
 
-@pytest.mark.parametrize("name", ["integer", "dense", "any statistic"])
+@pytest.mark.parametrize("name", ["integer", "dense", pytest.param("any statistic", marks=pytest.mark.slow)])
 def test_modes_agree(name, x64):
     """jvp, linearize, jacfwd and the four Hessians of one loss are the same numbers."""
     f, (logits, *rest) = checked(name, "jvp")

@@ -35,8 +35,8 @@ RELAXED = {
     "docs/trainers.md",
 }
 # Pages that train and measure: they run in the long form.
-SLOW = {"attention", "calibration", "distillation", "large-vocabularies", "policies", "post-training", "recommending"}
-SLOW |= {"retrieval", "trainers"}
+SLOW = {"attention", "calibration", "corrections", "distillation", "from-pytorch", "large-vocabularies"}
+SLOW |= {"log-probabilities", "policies", "post-training", "recommending", "retrieval", "trainers"}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^]]+\]\(([^)\s]+)\)")

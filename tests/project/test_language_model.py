@@ -97,6 +97,7 @@ def test_step_saves_the_memory_of_the_logits(trained, settings):
     assert saved >= (rows - settings.block_size) * VOCABULARY * 4
 
 
+@pytest.mark.slow
 def test_main_prints_the_table_and_a_text(corpus, monkeypatch, capsys):
     monkeypatch.setattr(language_model, "load", lambda vocabulary: corpus)
     options = "--steps 2 --width 16 --layers 1 --heads 1 --context 16 --batch-size 4 --block-size 32 --loss both"

@@ -21,6 +21,7 @@ def test_right_answers():
     np.testing.assert_array_equal(counting, [[True, True, False, False, False, False], [True] * 6])
 
 
+@pytest.mark.slow
 def test_trainer_has_the_numbers_of_a_sampler_of_its_precision():
     learner = post_training.Learner(post_training.Plan())
     asked = post_training.questions(jax.random.key(1), 16)
