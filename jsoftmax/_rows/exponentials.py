@@ -36,7 +36,10 @@ def at_most(maximum: Array, z: Array) -> Array:
 def together(*arrays: Array) -> list[Array]:
     """All of the same shape."""
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
-    return [lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape))) for x in arrays]
+    dimensions = [range(len(shape) - x.ndim, len(shape)) for x in arrays]
+    return [
+        x if x.shape == shape else lax.broadcast_in_dim(x, shape, d) for x, d in zip(arrays, dimensions, strict=True)
+    ]
 
 
 def gap(z: Array, maximum: Array) -> Array:

@@ -145,8 +145,12 @@ def largest(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     return jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
 
 
+def is_infinite(numbers: Array) -> Array:
+    """In primitives, as `exponentials` is."""
+    return lax.eq(lax.abs(numbers), numbers.dtype.type(jnp.inf))
+
+
 def defined(maximum: Array, empty: Array | None) -> Array:
     """A row that holds +∞, or nothing but −∞, has no distribution; a row of masked classes has an empty one."""
-    infinite = lax.eq(lax.abs(maximum), maximum.dtype.type(jnp.inf))
-    defined = lax.select(infinite, lax.full_like(maximum, jnp.nan), maximum)
+    defined = lax.select(is_infinite(maximum), lax.full_like(maximum, jnp.nan), maximum)
     return defined if empty is None else jnp.where(empty, 0, defined)

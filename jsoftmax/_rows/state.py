@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, exponentials
-from jsoftmax._rows.rows import Rows, defined
+from jsoftmax._rows.rows import Rows, defined, is_infinite
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.varying import cond
 
@@ -52,8 +52,7 @@ def row_state(rows: Rows, implementation: str | None, alone: bool = False) -> Ro
 def _completed(maximum: Array, others: Array, empty: Array | None) -> RowState:
     others = others / UNIT
     top = defined(maximum, empty)
-    infinite = lax.eq(lax.abs(maximum), maximum.dtype.type(jnp.inf))
-    return RowState(top, others, lax.select(infinite, maximum, top + lax.log1p(others)))
+    return RowState(top, others, lax.select(is_infinite(maximum), maximum, top + lax.log1p(others)))
 
 
 def logsumexp(rows: Rows, state: RowState) -> Array:

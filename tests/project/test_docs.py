@@ -34,7 +34,7 @@ RELAXED = {
     "docs/migrating.md",
     "docs/trainers.md",
 }
-# Pages that train and measure: they run in the long form.
+# Pages that train, measure or take long for another reason: they run in the long form.
 SLOW = {"attention", "calibration", "corrections", "distillation", "from-pytorch", "large-vocabularies"}
 SLOW |= {"log-probabilities", "policies", "post-training", "recommending", "retrieval", "trainers"}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

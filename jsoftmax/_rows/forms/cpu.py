@@ -1,17 +1,17 @@
 """For CPUs: exponentials are written out once, and summed by the library to which XLA hands sums over the last axis.
 
 Nothing is fused into such a sum, so a second one, with a mask, would write as much again: only a block of each row is
-added twice. A label's entry is set in place.
+added twice. A label's entry is set in place, in more than 16 bits.
 """
 
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from jsoftmax._rows.exponentials import UNIT, exact_difference, exponentials as series
 from jsoftmax._rows.forms import tpu
@@ -43,8 +43,8 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     if is_narrow:  # XLA cuts such floats out of a float32 copy of the whole array, but not their bits
         logits = lax.bitcast_convert_type(logits, jnp.uint16)
 
-    def step(turn: ArrayLike, found: Array) -> Array:
-        first = jnp.minimum(jnp.multiply(turn, at_once), count - at_once)
+    def step(turn: Any, found: Array) -> Array:
+        first = turn * at_once  # of the last turn less, as far as the array goes: slices see to that
         some, tops = (lax.dynamic_slice_in_dim(array, first, at_once) for array in (logits, top))
         part = Rows(lax.bitcast_convert_type(some, rows.logits.dtype) if is_narrow else some)
         return lax.dynamic_update_slice_in_dim(found, _others(part, tops), first, 0)
