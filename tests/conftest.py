@@ -1,5 +1,7 @@
 """The strict environment of every test: 8 CPU devices, no silent promotion of dtype or rank, shapes checked."""
 
+import gc
+import itertools
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -52,8 +54,19 @@ def x64():
         yield
 
 
+def pytest_collection_finish(session):
+    # A tenth of the time went to looking for garbage among the hundred thousands of objects that are imported.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
+modules = itertools.count(1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """What a module compiled is of no use to the next, and holds gigabytes after a thousand tests."""
+    """Programs of a thousand tests would hold gigabytes; those that modules share are worth keeping for one more."""
     yield
-    jax.clear_caches()
+    if next(modules) % 2 == 0:
+        jax.clear_caches()

@@ -314,7 +314,7 @@ def compiled(length, **options):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("derivative", ["vjp", "jvp"])
+@pytest.mark.parametrize("derivative", ["vjp", pytest.param("jvp", marks=pytest.mark.slow)])
 def test_memory_is_linear_in_the_length(derivative):
     """Compiled only. At 16,384, the weights of 8 heads would take 8.6 GB."""
     short, long = (compiled(length, is_causal=True, derivative=derivative) for length in (8192, 16384))

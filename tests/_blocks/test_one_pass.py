@@ -39,7 +39,9 @@ def close(actual, expected):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize(("reduction", "derivative"), [("mean", "vjp"), ("none", "vjp"), ("sum", "jvp")])
+@pytest.mark.parametrize(
+    ("reduction", "derivative"), [("mean", "vjp"), ("sum", "jvp"), pytest.param("none", "vjp", marks=pytest.mark.slow)]
+)
 def test_statistics_are_those_of_the_logits_to_the_bit(reduction, derivative):
     options = {"temperature": 1.5, "softcap": 20.0, "derivative": derivative}
     run = functools.partial(linear, reduction=reduction, return_statistics=True, **options)

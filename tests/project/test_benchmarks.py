@@ -259,6 +259,7 @@ def test_messages_of_a_heads_size_are_counted():
     assert head_sharding.head_sized(program, 8, 1024) == {}
 
 
+@pytest.mark.slow
 def test_differences_of_log_probabilities():
     """At a small size: float64 is near, rounding the kernel is not, and every way is on the page's table."""
     found = log_probabilities.run(rows=64, features=16, classes=256)["found"]

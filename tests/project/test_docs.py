@@ -36,7 +36,8 @@ RELAXED = {
 }
 # Pages that train, measure or take long for another reason: they run in the long form.
 SLOW = {"attention", "calibration", "corrections", "distillation", "from-pytorch", "large-vocabularies"}
-SLOW |= {"log-probabilities", "policies", "post-training", "recommending", "retrieval", "trainers"}
+SLOW |= {"linear", "log-probabilities", "policies", "post-training", "recommending", "retrieval"}
+SLOW |= {"scaling-out", "trainers"}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^]]+\]\(([^)\s]+)\)")

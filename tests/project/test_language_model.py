@@ -43,6 +43,7 @@ def test_tokens_make_up_the_text():
     assert "".join(language_model.TOKEN.findall(text)) == text
 
 
+@pytest.mark.slow
 def test_corpus_fills_the_vocabulary_and_keeps_its_order(corpus):
     assert len(set(corpus.tokens)) == VOCABULARY
     numbers, counts = np.unique(corpus.train, return_counts=True)
