@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import jax.numpy as jnp
 from jax import Array
 from jax.lax import PrecisionLike
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import (
@@ -25,6 +26,7 @@ from jsoftmax._blocks.head import (
     without_masked,
 )
 from jsoftmax._blocks.projection import Product, checked_precision
+from jsoftmax._blocks.row_sharding import checked_row_sharding
 from jsoftmax._losses.distillation import DistillationOptions, distillation_loss, top_k_distillation_loss
 from jsoftmax._rows import checks
 from jsoftmax._rows.dtypes import compute_dtype
@@ -51,6 +53,7 @@ def linear_distillation_loss(
     skip_rows: bool = False,
     derivative: str = "vjp",
     precision: PrecisionLike = None,
+    row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[DistillationOptions],
 ) -> Array:
     r"""`distillation_loss` of the logits of two heads, which exist for one block of rows at a time.
@@ -74,7 +77,7 @@ def linear_distillation_loss(
         block_size: rows at a time; None for `default_block_size`.
         skip_rows: whether rows of weight 0 are left out of the products, as in `linear_softmax_cross_entropy`.
         derivative: "vjp" for reverse mode and forward over reverse; "jvp" for every mode.
-        precision: of the products, as in `linear_softmax_cross_entropy`.
+        precision, row_sharding: as in `linear_softmax_cross_entropy`.
         **options: see `DistillationOptions`: `temperature`, `label_weight`, `divergence`, `mixture_weight`.
 
     Returns:
@@ -125,7 +128,8 @@ def linear_distillation_loss(
     labels = None if labels is None else checked_labels(labels, batch, classes)
     rows = {"features": features, "teacher_features": teacher_features}
     rows = {name: array.reshape(-1, array.shape[-1]) for name, array in rows.items()} | {"labels": labels}
-    how = {"reduction": reduction, "block_size": block_size, "skip_rows": skip_rows}
+    split = checked_row_sharding(row_sharding, batch)
+    how = {"reduction": reduction, "block_size": block_size, "skip": skip_rows, "row_sharding": split}
     return _in_blocks(_divergence, heads, params | {"where": where}, rows, batch, weights, options, **how)
 
 
@@ -144,6 +148,7 @@ def linear_top_k_distillation_loss(
     skip_rows: bool = False,
     derivative: str = "vjp",
     precision: PrecisionLike = None,
+    row_sharding: Sharding | PartitionSpec | None = None,
     temperature: ArrayLike = 1.0,
 ) -> Array:
     r"""`top_k_distillation_loss` of the logits `features @ kernel + bias`, for one block of rows at a time.
@@ -165,7 +170,7 @@ def linear_top_k_distillation_loss(
         block_size: rows at a time; None for `default_block_size`.
         skip_rows: whether rows of weight 0 are left out of the products.
         derivative: "vjp" for reverse mode and forward over reverse; "jvp" for every mode.
-        precision: of the product of features and kernel, as in `linear_softmax_cross_entropy`.
+        precision, row_sharding: as in `linear_softmax_cross_entropy`.
         temperature: T above 0, a number, traced if need be, or one a row: divides the student's logits.
 
     Returns:
@@ -200,7 +205,8 @@ def linear_top_k_distillation_loss(
     rows = {name: array.reshape(-1, array.shape[-1]) for name, array in rows.items()}
     params = {"kernel": kernel, "bias": bias, "where": None}
     heads = (("", Product(kernel_transposed, derivative, checked_precision(precision))),)
-    how = {"reduction": reduction, "block_size": block_size, "skip_rows": skip_rows}
+    split = checked_row_sharding(row_sharding, batch)
+    how = {"reduction": reduction, "block_size": block_size, "skip": skip_rows, "row_sharding": split}
     return _in_blocks(_top_k, heads, params, rows, batch, weights, {"temperature": temperature}, **how)
 
 
@@ -249,13 +255,12 @@ def _in_blocks(
     options: Any,
     *,
     reduction: str,
-    block_size: int | None,
-    skip_rows: bool,
+    **how: Any,
 ) -> Array:
     product = heads[0][1]
     checks.one_of("derivative", product.derivative, DERIVATIVES)
     known, params["options"], rows["options"] = divided(options, batch)
     rows |= counted(weights, None, reduction, batch, compute_dtype(rows["features"].dtype))
     block = _Block(loss, heads, reduction != "none", hashable(known))
-    losses = run_blocks(block, params, rows, {}, product, block_size, skip_rows)[0]
+    losses = run_blocks(block, params, rows, {}, product, **how)[0]
     return losses.reshape(batch) if reduction == "none" else losses

@@ -6,10 +6,12 @@ from typing import TypedDict
 import jax
 from jax import Array
 from jax.lax import PrecisionLike
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import checked_head, logits_of
 from jsoftmax._blocks.projection import Product
+from jsoftmax._blocks.row_sharding import checked_row_sharding
 from jsoftmax._losses.ranking import TIES, checked_exclude, row_ranks
 from jsoftmax._rows import checks
 from jsoftmax._rows.layouts import in_any_layout
@@ -34,6 +36,7 @@ def linear_ranks(
     kernel_transposed: bool = False,
     block_size: int | None = None,
     precision: PrecisionLike = None,
+    row_sharding: Sharding | PartitionSpec | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     r"""`ranks` of the logits `features @ kernel + bias`, which exist for one block of rows at a time.
@@ -52,7 +55,7 @@ def linear_ranks(
         ties: "realistic", "optimistic" or "pessimistic", as in `ranks`.
         kernel_transposed: whether kernel is `(classes, features)`.
         block_size: rows at a time; None for `default_block_size`.
-        precision: of the product of features and kernel, as in `linear_softmax_cross_entropy`.
+        precision, row_sharding: as in `linear_softmax_cross_entropy`.
         axis_name: inside `shard_map`, the mesh axis (or axes) over which the classes are split.
 
     Returns:
@@ -80,7 +83,8 @@ def linear_ranks(
         exclude = exclude.reshape(-1, exclude.shape[-1])
     head.rows["exclude"] = exclude
     block = _RankBlock(ties, head.product, axis_name)
-    return head.run(block, block_size)[0].reshape(head.batch)
+    split = checked_row_sharding(row_sharding, head.batch)
+    return head.run(block, block_size, row_sharding=split)[0].reshape(head.batch)
 
 
 @dataclasses.dataclass(frozen=True)

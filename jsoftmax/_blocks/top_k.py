@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.lax import PrecisionLike
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from jsoftmax._blocks.head import checked_head, logits_of, options_of
 from jsoftmax._blocks.projection import Product
+from jsoftmax._blocks.row_sharding import checked_row_sharding
 from jsoftmax._rows.layouts import in_any_layout
 from jsoftmax._rows.options import LogitOptions, checked_rows
 from jsoftmax._rows.probabilities import row_shares
@@ -28,6 +30,7 @@ def linear_top_k(
     kernel_transposed: bool = False,
     block_size: int | None = None,
     precision: PrecisionLike = None,
+    row_sharding: Sharding | PartitionSpec | None = None,
     **options: Unpack[LogitOptions],
 ) -> tuple[Array, Array]:
     r"""The k likeliest classes of each row of the logits `features @ kernel + bias`, and their log-probabilities.
@@ -44,7 +47,7 @@ def linear_top_k(
         where: boolean `(classes,)`, the classes that take part. Others come last, with −∞.
         kernel_transposed: whether kernel is `(classes, features)`.
         block_size: rows at a time; None for `default_block_size`.
-        precision: of the product of features and kernel, as in `linear_softmax_cross_entropy`.
+        precision, row_sharding: as in `linear_softmax_cross_entropy`.
         **options: see `LogitOptions`. With `axis_name`, each device finds the likeliest of its classes, and they are
             merged; classes are numbered over all devices.
 
@@ -75,7 +78,8 @@ def linear_top_k(
         raise ValueError(f"k must be between 1 and the {shards.count(here)} classes, got {k}")
     params, rows = jax.lax.stop_gradient((head.params, head.rows))
     block = _Block(k, head.product, shards, head.constants)
-    found = head._replace(params=params, rows=rows).run(block, block_size)[0]
+    split = checked_row_sharding(row_sharding, head.batch)
+    found = head._replace(params=params, rows=rows).run(block, block_size, row_sharding=split)[0]
     return tuple(array.reshape(*head.batch, k) for array in found)
 
 

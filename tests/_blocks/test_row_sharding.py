@@ -1,5 +1,6 @@
 """Rows that XLA splits over devices: each has its own blocks, and the head is gathered and its gradient summed once."""
 
+import functools
 import re
 
 import jax
@@ -9,9 +10,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jsoftmax
+from jsoftmax import ranking
 
 ROWS, WIDTH, CLASSES = 64, 8, 96
 HEADS = {"features": P("data"), "classes": P(None, "model"), "both": P("data", "model")}
+SENT = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\(")
+SIZE = re.compile(rf"\[{WIDTH},({CLASSES}|{CLASSES // 2})\]")
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 
 
@@ -38,10 +42,14 @@ def assert_close(results, expected):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=2e-5, atol=2e-6)
 
 
-def head_sized(compiled):
+def head_sized(text):
     """How often an array of a kernel's size, or of what a device has of it, is sent anywhere in the program."""
-    sent = re.findall(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\(", compiled.as_text())
-    return sorted(kind for shapes, kind in sent if re.search(rf"\[{WIDTH},({CLASSES}|{CLASSES // 2})\]", shapes))
+    return sorted(kind for shapes, kind in SENT.findall(text) if SIZE.search(shapes))
+
+
+def bodies(text):
+    """What a loop or a branch runs."""
+    return "".join(re.findall(r"^%\S*(?:body|region)\S* .*?^}", text, re.MULTILINE | re.DOTALL))
 
 
 @pytest.mark.exact
@@ -60,7 +68,7 @@ def test_head_is_gathered_and_summed_once_whatever_the_blocks(head, sent, kind):
             return jsoftmax.linear_softmax_cross_entropy(*args, **options)
 
         compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*given).compile()
-        assert head_sized(compiled) == ["all-gather", "all-reduce"][2 - sent :]
+        assert head_sized(compiled.as_text()) == ["all-gather", "all-reduce"][2 - sent :]
         assert_close(compiled(*given), expected)
 
 
@@ -73,11 +81,14 @@ def test_without_row_sharding_it_is_summed_in_every_block():
         return jsoftmax.linear_softmax_cross_entropy(*args, block_size=4)
 
     text = jax.jit(jax.grad(loss, 1)).lower(features, kernel, labels).compile().as_text()
-    bodies = re.findall(r"^%\S*body\S* .*?^}|^%\S*region\S* .*?^}", text, re.MULTILINE | re.DOTALL)
-    assert any(re.search(rf"\[{WIDTH},{CLASSES // 2}\].* all-reduce\(", body) for body in bodies)
+    assert "all-reduce" in head_sized(bodies(text))
 
 
-@pytest.mark.parametrize("options", [{}, {"skip_rows": True}, {"reduction": "none"}, {"derivative": "jvp"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"skip_rows": True}, {"reduction": "none"}, {"derivative": "jvp"}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_batches_of_two_axes_equal_one_device(options):
     """Rows of a batch, and places of a sequence, over different axes of the mesh; an eighth of them counts."""
     mesh = mesh_of("auto")
@@ -126,6 +137,50 @@ def test_blockwise_and_statistics_take_it():
         )
     expected = jsoftmax.softmax_statistics(features @ kernel, labels)
     assert_close(statistics, jax.tree.map(lambda x: jnp.where(active, x, 0), expected))
+
+
+def teacher(features, kernel):
+    """Another model's features and head, split as these are."""
+    return jnp.tanh(features), jnp.flip(kernel)
+
+
+def distilled(features, kernel, labels, **options):
+    return jsoftmax.linear_distillation_loss(features, kernel, *teacher(features, kernel), labels, **options)
+
+
+def distilled_top_k(features, kernel, labels, **options):
+    classes = jnp.stack([labels, (labels + 5) % CLASSES], axis=-1)
+    log_probs = jnp.full(classes.shape, -1.0)
+    return jsoftmax.linear_top_k_distillation_loss(features, kernel, log_probs, classes, **options)
+
+
+def top_k(features, kernel, labels, **options):
+    del labels
+    return jsoftmax.linear_top_k(features, kernel, 3, **options)
+
+
+OTHERS = {
+    "distillation": jax.value_and_grad(distilled, (0, 1)),
+    "top-k distillation": jax.value_and_grad(distilled_top_k, (0, 1)),
+    "top k": top_k,
+    "ranks": ranking.linear_ranks,
+}
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize(
+    "name",
+    ["distillation", "top k", *(pytest.param(n, marks=pytest.mark.slow) for n in ("top-k distillation", "ranks"))],
+)
+def test_other_functions_take_it(name):
+    """The head is gathered before the loop; within it, nothing is sent at all."""
+    given = place(mesh_of("auto"), HEADS["features"])
+    told = functools.partial(OTHERS[name], block_size=4, row_sharding=given[0].sharding)
+    compiled = jax.jit(told).lower(*given).compile()
+    assert_close(compiled(*given), OTHERS[name](*arguments()))
+    assert "all-gather" in head_sized(compiled.as_text())
+    assert "while(" in compiled.as_text()
+    assert not SENT.findall(bodies(compiled.as_text()))
 
 
 def test_bad_shardings_are_named():
