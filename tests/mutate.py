@@ -4,9 +4,10 @@
 
 A mutant is one change by an operator of cosmic-ray to one place of `jsoftmax/_rows` or `jsoftmax/_losses`: another
 comparison, another number, a condition turned round, a decorator gone. Changes to annotations alone are left out, since
-no test should see them, and so are bit operators for arithmetic, which JAX refuses. Each mutant runs the tests of
-its file; what survives runs those of the contract. One fails, and it is killed. benchmarks/results/mutation.json keeps
-what became of each. A survivor without a reason, written there by hand, is tried again by the next call.
+no test should see them, and so are bit operators for arithmetic, which JAX refuses. Each mutant runs the tests of its
+file; what survives runs those of the contract, as far as `make test` has them. One fails, and it is killed.
+benchmarks/results/mutation.json keeps what became of each. A survivor without a reason, written there by hand, is tried
+again by the next call.
 """
 
 import argparse
@@ -35,20 +36,26 @@ SECONDS = 600  # for the tests of one mutant
 # What is most likely to see a change, by the file's name; then the contract.
 EDGES = [f"contract/test_edges.py::test_{name}" for name in ("bad_input", "bad_dtype", "unknown_option")]
 REPORTS = ["contract/test_edges.py::test_checkify_reports_labels", "contract/test_edges.py::test_checkify_reports_nan"]
-ROWS = ["_rows/test_forms.py", "_losses/test_optax_suite.py"]
+ERRORS = "contract/test_accuracy.py::test_worst_error_in_float32"
+ROWS = ["_rows/test_forms.py", "_losses/test_optax_suite.py", ERRORS]
+LAYOUTS = [
+    f"contract/test_layouts.py::test_equals_one_device[{name}]" for name in ("softmax", "log_softmax", "logsumexp")
+]
 OWN = {
-    "activations": ["contract/test_edges.py::test_activations_without_a_distribution", *ROWS],
-    "axes": [*EDGES, "_losses/test_optax_suite.py"],
+    "activations": ["contract/test_edges.py::test_activations_without_a_distribution", *LAYOUTS, *ROWS],
+    "axes": [*EDGES, "_policies/test_categorical.py::test_class_axes", "_losses/test_optax_suite.py"],
     "checks": EDGES,
     "distillation": ["_losses/test_distillation.py"],
     "distributions": ["_policies/test_categorical.py"],
     "divergences": ["_losses/test_distillation.py"],
     "exponentials": ["_rows/test_exponentials.py", *ROWS],
-    "layouts": ["contract/test_sharding.py"],
+    "layouts": [*LAYOUTS, "contract/test_sharding.py"],
     "long_tails": ["_losses/test_margins.py"],
     "margins": ["_losses/test_margins.py"],
     "options": [*EDGES, "_losses/test_optax_suite.py"],
+    "logits": [*ROWS, "contract/test_edges.py::test_temperature_zero"],
     "partitioned": ["contract/test_sharding.py"],
+    "probabilities": [*ROWS, "_losses/test_margins.py", "_losses/test_sigmoid.py"],
     "ranking": ["_losses/test_ranking.py"],
     "reports": REPORTS,
     "row_losses": ["_blocks/test_linear.py", "_losses/test_optax_suite.py", *EDGES, "_losses/test_margins.py"],
@@ -59,11 +66,8 @@ OWN = {
     "varying": ["contract/test_sharding.py"],
     "weights": ["_losses/test_margins.py", "_policies/test_policies.py"],
 }
-CONTRACT = [
-    "_rows",
-    "_losses",
-    *(f"contract/test_{name}.py" for name in ("edges", "accuracy", "transformations", "sharding", "fuzz")),
-]
+CONTRACT = [f"contract/test_{name}.py" for name in ("edges", "accuracy", "transformations")]
+CONTRACT += ["_rows", "_losses", "contract/test_sharding.py", "contract/test_fuzz.py"]
 
 
 def sources() -> dict[str, str]:
@@ -141,7 +145,7 @@ def in_a_fork(copy: Path, tests: Iterable[str]) -> int | None:
 
         code = 1
         try:
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+            code = int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]))
         except BaseException:
             traceback.print_exc()
         finally:
