@@ -23,7 +23,10 @@ def run(quick: bool, progress: Callable[[str], None]) -> list[Row]:
 
 
 def _shares(count: int, width: int, classes: int, repeats: int) -> list[Row]:
-    """Ratios are to all rows without skipping; each share's rows are spread evenly over the batch."""
+    """Ratios are to all rows without skipping; each share's rows are spread evenly over the batch.
+
+    As many rows alone, a batch of their own, are what skipping cannot be better than.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     features = jax.random.normal(keys[0], (count, width))
     kernel = jax.random.normal(keys[1], (width, classes)) * width**-0.5
@@ -35,11 +38,16 @@ def _shares(count: int, width: int, classes: int, repeats: int) -> list[Row]:
         labels = jnp.where(counted, labels, -100)
         return jsoftmax.linear_softmax_cross_entropy(features, kernel, labels, ignore_index=-100, **options)
 
-    def gradients(percent, **options):
-        return jax.value_and_grad(functools.partial(loss, percent=percent, **options), (0, 1))
+    def alone(features, kernel, labels, order, percent):
+        some = order[: count * percent // 100]
+        return jsoftmax.linear_softmax_cross_entropy(features[some], kernel, labels[some])
 
-    programs = {"all": gradients(100)}
-    programs |= {f"{percent} %": gradients(percent, skip_rows=True) for percent in (*PERCENT, 100)}
+    def gradients(function, percent, **options):
+        return jax.value_and_grad(functools.partial(function, percent=percent, **options), (0, 1))
+
+    programs = {"all": gradients(loss, 100)}
+    programs |= {f"{percent} %": gradients(loss, percent, skip_rows=True) for percent in (*PERCENT, 100)}
+    programs |= {f"{percent} % alone": gradients(alone, percent) for percent in PERCENT}
     arguments = (features, kernel, labels, order)
     shape = f"{count}×{width}×{classes}"
     return measure(SUBJECT, shape, "float32", programs, arguments, reference="all", repeats=repeats)

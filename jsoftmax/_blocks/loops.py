@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jsoftmax._blocks.split import Tree, joined, split
-from jsoftmax._rows.varying import cond, fori_loop, scan
+from jsoftmax._rows.varying import fori_loop, scan, switch
 
 Step = Callable[[Any, Tree], tuple[Any, Tree]]
-PARTS = 8  # of a block: how fine rows that count are told from rows that don't
+PARTS = 4  # of a block: how fine rows that count are told from rows that don't
 
 
 def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) -> tuple[Any, Tree]:
@@ -43,27 +43,31 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
 
 
 def _over_active(step: Step, rows: Tree, size: int, active: Array) -> tuple[Any, Tree]:
-    """Active rows first, in whole blocks while there are enough of them, then in eighths of a block."""
-    count, part = _row_count(rows), -(-size // PARTS)
+    """Active rows first: those that fill no block, then blocks. What fills none goes as one piece of few sizes."""
+    count = _row_count(rows)
+    if not count:
+        return _zeros(step, rows)
+    size = min(size, count)
     order, busy = jnp.argsort(~active, stable=True), jnp.sum(active)
+    # Rounded up, but never beyond the last row.
+    pieces = sorted({count % size, *(size * part // PARTS for part in range(PARTS))})
+    which = jnp.sum(busy % size > jnp.array(pieces))
+    blocks, which = busy // size + which // len(pieces), which % len(pieces)
 
-    def run(start: Any, carry: tuple[Any, Tree], size: int) -> tuple[Any, Tree]:
-        at = lax.dynamic_slice_in_dim(order, start, size)
-        total, found = step(carry[0], jax.tree.map(lambda leaf: leaf[at] if leaf.ndim else leaf, rows))
-        put = functools.partial(_put, at)
-        return total, jax.tree.map(put, carry[1], found)
+    def run(total: Any, results: Tree, at: Array) -> tuple[Any, Tree]:
+        total, found = step(total, jax.tree.map(lambda leaf: leaf[at] if leaf.ndim else leaf, rows))
+        return total, jax.tree.map(functools.partial(_put, at), results, found)
 
-    carry, blocks, parts = _zeros(step, rows), 0, count // part
-    if count >= PARTS * part:
-        blocks = busy // (PARTS * part)
-        carry = fori_loop(0, blocks, lambda i, carry: run(i * (PARTS * part), carry, PARTS * part), carry)
-    end = jnp.minimum(-(-busy // part), parts)
-    if parts:
-        carry = fori_loop(blocks * PARTS, end, lambda i, carry: run(i * part, carry, part), carry)
-    if count % part:
-        last = functools.partial(run, parts * part, size=count % part)
-        carry = cond(busy > parts * part, last, lambda carry: carry, carry)
-    return carry
+    def piece(length: int) -> tuple[Any, Tree]:
+        zeros = _zeros(step, rows)
+        return run(None, zeros[1], order[:length]) if length else zeros
+
+    def block(i: Any, carry: tuple[Any, Tree]) -> tuple[Any, Tree]:
+        start = jnp.array(pieces)[which] + i * size
+        return run(*carry, lax.dynamic_slice_in_dim(order, start, size))
+
+    first = switch(which, [functools.partial(piece, length) for length in pieces])
+    return fori_loop(0, blocks, block, first)
 
 
 def _row_count(rows: Tree) -> int:

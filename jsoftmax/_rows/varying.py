@@ -8,7 +8,7 @@ What is here differs from what JAX has under the same names in that alone; the l
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -94,14 +94,13 @@ def fori_loop(start: Any, stop: Any, step: Callable, carry: Any) -> Any:
 def cond(predicate: ArrayLike, if_true: Callable, if_false: Callable, *operands: Any) -> Any:
     if not _may_vary():
         return lax.cond(predicate, if_true, if_false, *operands)
-    branches = (if_true, if_false)
-    types = (_types_of(branch, *operands) for branch in branches)
-    types = jax.tree.map(lambda one, other: one | other | varying(predicate), *types)
+    return lax.cond(predicate, *_of_one_type((if_true, if_false), predicate, operands), *operands)
 
-    def typed(branch: Callable) -> Callable:
-        return lambda *operands: jax.tree.map(vary, branch(*operands), types)
 
-    return lax.cond(predicate, *map(typed, branches), *operands)
+def switch(index: Array, branches: Sequence[Callable], *operands: Any) -> Any:
+    if not _may_vary():
+        return lax.switch(index, branches, *operands)
+    return lax.switch(index, _of_one_type(branches, index, operands), *operands)
 
 
 def searchsorted(ordered: Array, values: Array, **options: Any) -> Array:
@@ -149,6 +148,16 @@ def _summed(bar: Array | None, axes: Any) -> Array | None:
 
 def _may_vary() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _of_one_type(branches: Sequence[Callable], chosen_by: Any, operands: tuple) -> list[Callable]:
+    types = (_types_of(branch, *operands) for branch in branches)
+    types = jax.tree.map(lambda *each: varying(chosen_by).union(*each), *types)
+
+    def typed(branch: Callable) -> Callable:
+        return lambda *operands: jax.tree.map(vary, branch(*operands), types)
+
+    return [typed(branch) for branch in branches]
 
 
 def _types_of(function: Callable, *operands: Any) -> Any:

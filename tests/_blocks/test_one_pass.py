@@ -107,6 +107,24 @@ def test_any_share_of_rows_may_count(share):
     close(found, (value, gradients))
 
 
+@pytest.mark.parametrize("rows", [7, 22])
+def test_any_number_of_rows_may_count(rows):
+    """None is met twice, and of those that don't count, less than a quarter of a block."""
+    places, size = jnp.arange(rows), 8
+
+    def ones(params, rows):
+        each = jnp.ones(rows.shape)
+        return params * jnp.sum(each), (each, jnp.sum(each))
+
+    ones = jax.jit(jsoftmax.blockwise(ones, has_aux=True, block_size=size))
+    for count in range(rows + 1):
+        active = jax.random.permutation(KEYS[3], places) < count
+        value, (each, met) = ones(jnp.float32(1), places, active)
+        assert np.all(each[active])
+        assert value == met == jnp.sum(each)
+        assert count <= met < count + size // 4
+
+
 def test_skipping_under_vmap_scan_and_forward_over_reverse():
     def loss(features):
         return linear(features, KERNEL, PADDED, ignore_index=-100, skip_rows=True)
