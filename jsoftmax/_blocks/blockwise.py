@@ -56,9 +56,9 @@ def blockwise(
         formed in the forward pass, so that nothing is computed twice; any other result runs each block once more in the
         backward pass. So add several losses up, each with its weight, and give them one by one in `aux`.
 
-        `active` is boolean, one a row: the rows that count. The others are sorted behind them and, but for a quarter of a
-        block, not computed: their entries in results and gradients are 0. What they would add to a sum must be 0 too,
-        since some of them are computed. With "jvp", all are.
+        `active` is boolean, one a row: the rows that count. The others are sorted behind them and, but for less than a
+        quarter of a block, not computed: their entries in results and gradients are 0. What they would add to a sum
+        must be 0 too, since some of them are computed. With "jvp", all are.
 
         `row_sharding` is how XLA splits the rows over devices, as in `linear_softmax_cross_entropy`.
 
