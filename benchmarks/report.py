@@ -104,7 +104,7 @@ def ahead_of_time() -> str:
     lines = [f"{'':<64}{'temps GB':>9}{'moved GB':>9}  instructions"]
     for row in stored("aot")["rows"]:
         name = f"{row['work']}, {row['target']}"
-        instructions = "  " + " + ".join(f"{number:.0f}" for number in row.get("instructions", ()))
+        instructions = "  " + "+".join(f"{number:.0f}" for number in row.get("instructions", ()))
         sizes = f"{row['temp_bytes'] / 1e9:>9.2f}{row['moved_bytes'] / 1e9:>9.1f}"
         lines.append(f"{name:<64}{sizes}{instructions}".rstrip())
     return "\n".join(lines)
