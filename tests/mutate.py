@@ -35,7 +35,10 @@ ARITHMETIC_TO_BITS = re.compile(r"Operator_(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)_(B
 SECONDS = 600  # for the tests of one mutant
 # What is most likely to see a change, by the file's name; then the contract.
 EDGES = [f"contract/test_edges.py::test_{name}" for name in ("bad_input", "bad_dtype", "unknown_option")]
-REPORTS = ["contract/test_edges.py::test_checkify_reports_labels", "contract/test_edges.py::test_checkify_reports_nan"]
+REPORTS = [
+    f"contract/test_edges.py::test_checkify_{name}"
+    for name in ("reports_labels", "reports_nan", "passes_over_what_takes_no_part")
+]
 ERRORS = "contract/test_accuracy.py::test_worst_error_in_float32"
 ROWS = ["_rows/test_forms.py", "_losses/test_optax_suite.py", ERRORS]
 LAYOUTS = [
@@ -46,7 +49,7 @@ OWN = {
     "axes": [*EDGES, "_policies/test_categorical.py::test_class_axes", "_losses/test_optax_suite.py"],
     "checks": EDGES,
     "distillation": ["_losses/test_distillation.py"],
-    "distributions": ["_policies/test_categorical.py"],
+    "distributions": ["_losses/test_optax_suite.py", "_policies/test_categorical.py"],
     "divergences": ["_losses/test_distillation.py"],
     "exponentials": ["_rows/test_exponentials.py", *ROWS],
     "layouts": [*LAYOUTS, "contract/test_sharding.py"],
@@ -57,12 +60,14 @@ OWN = {
     "partitioned": ["contract/test_sharding.py"],
     "probabilities": [*ROWS, "_losses/test_margins.py", "_losses/test_sigmoid.py"],
     "ranking": ["_losses/test_ranking.py"],
-    "reports": REPORTS,
+    "reports": ["_rows/test_reports.py", *REPORTS],
+    "rows": [*ROWS, "_rows/test_support.py", "contract/test_sharding.py"],
     "row_losses": ["_blocks/test_linear.py", "_losses/test_optax_suite.py", *EDGES, "_losses/test_margins.py"],
     "shards": ["contract/test_sharding.py"],
     "sigmoid": ["_losses/test_sigmoid.py", "_losses/test_optax_suite.py"],
+    "state": [*ROWS, "contract/test_sharding.py"],
     "statistics": [*ROWS, "_losses/test_margins.py"],
-    "support": ["_rows/test_support.py"],
+    "support": ["_rows/test_support.py", "_policies/test_categorical.py"],
     "varying": ["contract/test_sharding.py"],
     "weights": ["_losses/test_margins.py", "_policies/test_policies.py"],
 }

@@ -8,20 +8,22 @@ import pytest
 import jsoftmax
 
 
-def slope_by_label(x, y, gamma):
-    """d/dy of q^gamma · c with q = y σ(−x) + (1 − y) σ(x), and c the cross-entropy."""
+def slopes(x, y, gamma):
+    """By x and by y, of q^gamma · c with q = y σ(−x) + (1 − y) σ(x), and c the cross-entropy."""
     yes, no = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
     missing = y * no + (1 - y) * yes
     loss = -y * np.log(yes) - (1 - y) * np.log(no)
-    return gamma * missing ** (gamma - 1) * (no - yes) * loss + missing**gamma * (np.log(no) - np.log(yes))
+    by_missing, by_loss = gamma * missing ** (gamma - 1) * loss, missing**gamma
+    by_x = by_missing * (1 - 2 * y) * yes * no + by_loss * (yes - y)
+    return by_x, by_missing * (no - yes) + by_loss * (np.log(no) - np.log(yes))
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])
 @pytest.mark.parametrize("label", [0.0, 0.3, 1.0])
-def test_focal_slope_by_hard_and_soft_labels(label, gamma, x64):
+def test_focal_slopes_by_logits_and_by_hard_and_soft_labels(label, gamma, x64):
     x = np.linspace(-8.0, 8.0, 9)
-    slope = jax.grad(lambda y: jsoftmax.sigmoid_focal_loss(x, y, gamma=gamma).sum())(jnp.full(9, label))
-    np.testing.assert_allclose(slope, slope_by_label(x, label, gamma), rtol=1e-12, atol=1e-15)
+    found = jax.grad(lambda x, y: jsoftmax.sigmoid_focal_loss(x, y, gamma=gamma).sum(), (0, 1))(x, jnp.full(9, label))
+    np.testing.assert_allclose(found, slopes(x, label, gamma), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])

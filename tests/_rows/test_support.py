@@ -23,11 +23,12 @@ PLACES = jnp.concatenate(
     [LABELS[:, None], LABELS[:, None] // 2, jnp.full((ROWS, 1), -1), (LABELS[:, None] + 5) % 16], 1
 )
 
-# As their names say; "allowed" is the stored set, of which "both" filters what is left.
+# As their names say; "allowed" is the stored set, of which "both" filters what is left. Of "all" filters,
+# each leaves out what the others would keep.
 OPTIONS = {
     "top_k": {"top_k": 4},
     "top_p": {"top_p": 0.8},
-    "all": {"temperature": 1.5, "top_k": 6, "top_p": 0.9, "min_p": 0.05},
+    "all": {"temperature": 1.5, "top_k": 6, "top_p": 0.9, "min_p": 0.2},
     "each row": {"temperature": jnp.linspace(0.5, 2, ROWS), "top_k": jnp.arange(ROWS) + 1},
     "allowed": {"support": PLACES},
     "both": {"support": PLACES, "top_p": 0.5, "temperature": 2.0},
