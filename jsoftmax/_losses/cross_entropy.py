@@ -130,9 +130,9 @@ class Focal:
 
     def __call__(self, log_prob: Array) -> Array:
         missing = -jnp.expm1(log_prob)
-        # Where nothing is missing the power is a constant, and its derivative must not be infinity times 0.
+        # Where nothing is missing the loss is 0, and the power's derivative must not be infinity times 0.
         some = missing > 0
-        power = jnp.where(some, jnp.where(some, missing, 1) ** self.gamma, jnp.where(self.gamma == 0, 1.0, 0.0))
+        power = jnp.where(some, jnp.where(some, missing, 1) ** self.gamma, 0)
         return power * (0.0 - log_prob)
 
 
