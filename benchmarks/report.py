@@ -138,6 +138,24 @@ def fuzzed() -> str:
     return "\n".join([*lines, f"{facts['rows']:,} rows in all, JAX {facts['jax']}"])
 
 
+def mutated() -> str:
+    """What `make mutate` found: how many small changes a test noticed, and the others with the reason for each."""
+    facts = stored("mutation")
+    tried = [result for result in facts["results"] if result["outcome"] != "no program"]
+    survivors = [result for result in tried if result["outcome"] == "survived"]
+    noticed = len(tried) - len(survivors)
+    lines = [
+        f"{noticed} of {len(tried)} noticed ({noticed / len(tried):.0%}), of {facts['mutants']:,} in all; the others:"
+    ]
+    for result in sorted(survivors, key=lambda result: (result["file"], result["line"])):
+        change = result["operator"].removeprefix("core/").removeprefix("Replace")
+        lines += [
+            f"{result['file'].removeprefix('jsoftmax/')}, {change}: {result['was']}"[:100],
+            f"    {result['reason']}",
+        ]
+    return "\n".join(lines)
+
+
 def catalogue() -> str:
     """What `python -m benchmarks.catalogue` found."""
     facts = stored("catalogue")

@@ -48,6 +48,7 @@ OWN = {
     "activations": ["contract/test_edges.py::test_activations_without_a_distribution", *LAYOUTS, *ROWS],
     "axes": [*EDGES, "_policies/test_categorical.py::test_class_axes", "_losses/test_optax_suite.py"],
     "checks": EDGES,
+    "cross_entropy": ["_losses/test_focal.py", *ROWS],
     "distillation": ["_losses/test_distillation.py"],
     "distributions": ["_losses/test_optax_suite.py", "_policies/test_categorical.py"],
     "divergences": ["_losses/test_distillation.py"],
