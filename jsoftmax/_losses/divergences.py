@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jsoftmax._rows.dtypes import rounded
 from jsoftmax._rows.exponentials import exact_difference
 from jsoftmax._rows.probabilities import Shares, row_shares
 from jsoftmax._rows.rows import Rows
@@ -139,7 +140,7 @@ def _js(first: Rows, second: Rows, weight: Array) -> Array:
     from_first, from_second = _to_mixture(pair_of(first, second), weight)
     total = _share(1 - weight, from_first.value) + _share(weight, from_second.value)
     # The entropy of the weights bounds it; rounding may not.
-    bound = 0 - (_x_log_x(weight) + _x_log_x(1 - weight))
+    bound = 0 - (_x_log_x(weight, 1 - weight) + _x_log_x(1 - weight, weight))
     return jnp.minimum(total, bound)
 
 
@@ -148,22 +149,29 @@ def _share(weight: Array, values: Array) -> Array:
     return weight * jnp.where(weight == 0, 0, values)
 
 
-def _x_log_x(x: Array) -> Array:
-    return jnp.where(x > 0, x * jnp.log(jnp.where(x > 0, x, 1)), 0)
+def _x_log_x(x: Array, rest: Array) -> Array:
+    """x log x, of which the rest to 1 is known where x is next to 1."""
+    return jnp.where(x > 0.5, x * jnp.log1p(-jnp.where(x > 0.5, rest, 0)), x * jnp.log(jnp.where(x > 0, x, 1)))
 
 
 def _to_mixture(pair: Pair, weight: Array) -> tuple[Divergence, Divergence]:
     """KL(p‖m) and KL(q‖m). log p − log m = −log1p(w·expm1(−r)), and from the other side the same with 1 − w and −r."""
     p, q, r = pair
-    mixture = (1 - weight) * p + weight * q
+    mixture = (1 - weight) * rounded(p) + weight * rounded(q)
 
-    def to_mixture(share, ratio):
+    def to_mixture(share, own, ratio):
         # Far below 0, where e^(−ratio) overflows, nothing else is left beside it.
         lowest = -0.9 * math.log(float(jnp.finfo(ratio.dtype).max))
-        usual = -jnp.log1p(share * jnp.expm1(-jnp.maximum(ratio, lowest)))
+        bounded = jnp.maximum(ratio, lowest)
+        change = share * jnp.expm1(-bounded)
+        # Where most is taken off, what is left is added up: 1 less a share next to 1 would cancel.
+        near = change > -0.5
+        left = jnp.where(near, 1, share * jnp.exp(-bounded) + own)
+        usual = -jnp.where(near, jnp.log1p(jnp.where(near, change, 0)), jnp.log(left))
         return jnp.where(ratio >= lowest, usual, jnp.where(share > 0, ratio - jnp.log(share), 0))
 
-    return divergence(p, mixture, to_mixture(weight, r)), divergence(q, mixture, to_mixture(1 - weight, -r))
+    ours, theirs = to_mixture(weight, 1 - weight, r), to_mixture(1 - weight, weight, -r)
+    return divergence(p, mixture, ours), divergence(q, mixture, theirs)
 
 
 @_js.defjvp

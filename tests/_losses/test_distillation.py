@@ -153,6 +153,26 @@ def test_jensen_shannon_at_its_bounds():
     np.testing.assert_allclose(jensen_shannon(*random), jensen_shannon(random[1], random[0]), atol=16 * EPS)
 
 
+@pytest.mark.parametrize("weight", [1e-30, 1e-6, 1e-4, 0.999])
+def test_jensen_shannon_with_hardly_any_weight_on_one_side(weight):
+    """Where p is 80 nats below such a q, neither is all of the mixture."""
+    random, weight = np.random.default_rng(0), np.float32(weight)
+    apart = np.array([0.0, -80.0] + 7 * [-np.inf]), np.array([0.0, 0.0] + 7 * [-np.inf])
+    near_and_far = random.normal(size=(2, 64, 9)) * np.repeat([0.01, 1.0, 10.0, 40.0], 16)[:, None]
+    first, second = (jnp.asarray([*rows, row], jnp.float32) for rows, row in zip(near_and_far, apart, strict=True))
+    p, q, w = exact(first).p, exact(second).p, FIFTY_DIGITS.numbers(float(weight))
+    mixture = (1 - w) * p + w * q
+    mixture = np.where(mixture == 0, 1, mixture)
+    expected = (1 - w) * kl(p, mixture) + w * kl(q, mixture)
+    assert ulps(jensen_shannon(first, second, weight=weight), expected, jnp.float32).max() <= 64
+
+
+def test_classes_are_on_the_last_axis_of_any_batch():
+    first, second = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 3, 5)), jnp.float32)
+    each = [[jensen_shannon(first[i, j], second[i, j]) for j in range(3)] for i in range(2)]
+    np.testing.assert_allclose(jensen_shannon(first, second), each, rtol=8 * EPS)
+
+
 def test_labels_beside_the_teacher():
     student, teacher = arrays(STUDENT, TEACHER)
     labels, temperature, weight = jnp.array([3, 1, 0]), 4.0, 0.25

@@ -786,8 +786,9 @@ def layouts_of(name):
 def cells(number, name):
     """The layouts of a function, and whether values are compared there or types alone.
 
-    The short form deals: each function meets an eighth of them, every third one by values in one: where its classes are
-    split by hand, if they can be. The long form has all by values.
+    The short form deals: each function meets one on a mesh of type Explicit, where types tell the most, and few of
+    all; every third one by values in one more: where its classes are split by hand, if they can be. The long form has
+    all by values.
     """
     layouts = layouts_of(name)
     if os.environ.get("JSOFTMAX_LAYOUTS") == "all":
@@ -795,7 +796,8 @@ def cells(number, name):
     by_hand = [layout for layout in layouts if re.match("shard_map .*v ", layout)]
     dealt = by_hand or layouts
     by_value = {dealt[number * 5 % len(dealt)]} if number % 3 == 1 else set()
-    met = by_value | {layout for n, layout in enumerate(layouts) if (n + number) % 8 == 0}
+    typed = [layout for layout in layouts if "Explicit nv" in layout]
+    met = by_value | {typed[number % 2]} | {layout for n, layout in enumerate(layouts) if (n + number) % 16 == 0}
     return [(layout, layout in by_value) for layout in layouts if layout in met]
 
 
