@@ -42,16 +42,16 @@ REPORTS = [
 ERRORS = "contract/test_accuracy.py::test_worst_error_in_float32"
 ROWS = ["_rows/test_forms.py", "_losses/test_optax_suite.py", ERRORS]
 LAYOUTS = [
-    f"contract/test_layouts.py::test_equals_one_device[{name}]" for name in ("softmax", "log_softmax", "logsumexp")
+    f"contract/test_layouts.py::test_equals_one_device[{name}]" for name in ("softmax", "top_k_distillation_loss")
 ]
 OWN = {
     "activations": ["contract/test_edges.py::test_activations_without_a_distribution", *LAYOUTS, *ROWS],
     "axes": [*EDGES, "_policies/test_categorical.py::test_class_axes", "_losses/test_optax_suite.py"],
     "checks": EDGES,
     "cross_entropy": ["_losses/test_focal.py", *ROWS],
-    "distillation": ["_losses/test_distillation.py"],
+    "distillation": ["_losses/test_distillation.py", *LAYOUTS],
     "distributions": ["_losses/test_optax_suite.py", "_policies/test_categorical.py"],
-    "divergences": ["_losses/test_distillation.py"],
+    "divergences": ["_losses/test_distillation.py", "_policies/test_post_training.py"],
     "exponentials": ["_rows/test_exponentials.py", *ROWS],
     "layouts": [*LAYOUTS, "contract/test_sharding.py"],
     "long_tails": ["_losses/test_margins.py"],
