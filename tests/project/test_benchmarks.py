@@ -259,6 +259,15 @@ def test_messages_of_a_heads_size_are_counted():
     assert head_sharding.head_sized(program, 8, 1024) == {}
 
 
+def test_nine_in_ten_small_changes_were_noticed():
+    """And it is said of each other one why no test could."""
+    stored = json.loads((harness.RESULTS / "mutation.json").read_text(encoding="utf-8"))["results"]
+    tried = [result for result in stored if result["outcome"] != "no program"]
+    survivors = [result for result in tried if result["outcome"] == "survived"]
+    assert len(survivors) <= len(tried) / 10
+    assert all(result["reason"] for result in survivors)
+
+
 @pytest.mark.slow
 def test_differences_of_log_probabilities():
     """At a small size: float64 is near, rounding the kernel is not, and every way is on the page's table."""
