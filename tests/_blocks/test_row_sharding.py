@@ -54,7 +54,9 @@ def bodies(text):
 
 @pytest.mark.exact
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("head", "sent"), [("features", 2), ("classes", 1), ("both", 2)])
+@pytest.mark.parametrize(
+    ("head", "sent"), [pytest.param("features", 2, marks=pytest.mark.slow), ("classes", 1), ("both", 2)]
+)
 def test_head_is_gathered_and_summed_once_whatever_the_blocks(head, sent, kind):
     mesh = mesh_of(kind)
     given = place(mesh, HEADS[head])

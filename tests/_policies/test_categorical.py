@@ -114,6 +114,7 @@ def test_divergence_at_the_edges():
     assert kl(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_divergence_in_every_derivative_mode():
     where = jnp.array([True, False, True, True])

@@ -13,7 +13,10 @@ pytestmark = pytest.mark.exact
 
 
 # Most of the time goes to compiling: options for the commonest dtype, 8 bits without devices.
-BATCHES = [(dtype, 65 if dtype.startswith("float8") else 64, dtype == "float32") for dtype in fuzz.DTYPES]
+BATCHES = [
+    pytest.param(dtype, 65 if "8" in dtype else 64, dtype == "float32", marks=[pytest.mark.slow] * ("e5m2" in dtype))
+    for dtype in fuzz.DTYPES
+]
 
 
 @pytest.mark.parametrize(("dtype", "classes", "options"), BATCHES)

@@ -129,6 +129,7 @@ def test_every_subject_can_run():
     assert set(peers.absent()) <= set(peers.OPTIONAL.values())
 
 
+@pytest.mark.slow
 def test_script_for_a_gpu(monkeypatch, capsys, tmp_path):
     """Small, and on whatever device is here: every part has results, and those that can be wrong are right."""
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--quick"])
