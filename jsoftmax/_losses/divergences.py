@@ -157,6 +157,7 @@ def _x_log_x(x: Array, rest: Array) -> Array:
 def _to_mixture(pair: Pair, weight: Array) -> tuple[Divergence, Divergence]:
     """KL(p‖m) and KL(q‖m). log p − log m = −log1p(w·expm1(−r)), and from the other side the same with 1 − w and −r."""
     p, q, r = pair
+    # XLA would merge a tiny weight with a constant factor of p or q, and get 0.
     mixture = (1 - weight) * rounded(p) + weight * rounded(q)
 
     def to_mixture(share, own, ratio):
