@@ -31,7 +31,7 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
         if count < size:
             return total, last
     else:
-        total = _zeros(step, rows)[0]
+        total = _zeros(_shapes(step, rows)[0])
         if jax.tree.leaves(total) and jax.default_backend() != "cpu":
             # Zeros as large as the parameters cost more there than compiling a block twice.
             total, first = step(None, jax.tree.map(lambda leaf: leaf[0], whole))
@@ -44,14 +44,15 @@ def over_blocks(step: Step, rows: Tree, size: int, active: Array | None = None) 
 
 def _over_active(step: Step, rows: Tree, size: int, active: Array) -> tuple[Any, Tree]:
     """Active rows first: those that fill no block, then blocks. What fills none goes as one piece of few sizes."""
-    count = _row_count(rows)
+    count, shapes = _row_count(rows), _shapes(step, rows)
     if not count:
-        return _zeros(step, rows)
+        return _zeros(shapes)
     size = min(size, count)
     order, busy = jnp.argsort(~active, stable=True), jnp.sum(active)
     # Rounded up, but never beyond the last row.
     pieces = sorted({count % size, *(size * part // PARTS for part in range(PARTS))})
-    which = jnp.sum(busy % size > jnp.array(pieces))
+    lengths = jnp.array(pieces)
+    which = jnp.sum(busy % size > lengths)
     blocks, which = busy // size + which // len(pieces), which % len(pieces)
 
     def run(total: Any, results: Tree, at: Array) -> tuple[Any, Tree]:
@@ -59,12 +60,11 @@ def _over_active(step: Step, rows: Tree, size: int, active: Array) -> tuple[Any,
         return total, jax.tree.map(functools.partial(_put, at), results, found)
 
     def piece(length: int) -> tuple[Any, Tree]:
-        zeros = _zeros(step, rows)
-        return run(None, zeros[1], order[:length]) if length else zeros
+        # Made here, since zeros as large as the parameters are no use beside a piece.
+        return run(None, _zeros(shapes[1]), order[:length]) if length else _zeros(shapes)
 
     def block(i: Any, carry: tuple[Any, Tree]) -> tuple[Any, Tree]:
-        start = jnp.array(pieces)[which] + i * size
-        return run(*carry, lax.dynamic_slice_in_dim(order, start, size))
+        return run(*carry, lax.dynamic_slice_in_dim(order, lengths[which] + i * size, size))
 
     first = switch(which, [functools.partial(piece, length) for length in pieces])
     return fori_loop(0, blocks, block, first)
@@ -79,7 +79,10 @@ def _put(at: Array, results: Array, found: Array) -> Array:
     return results.at[at].set(found, unique_indices=True) if results.ndim else results + found
 
 
-def _zeros(step: Step, rows: Tree) -> tuple[Any, Tree]:
-    """A total and results of nothing."""
-    shapes = jax.eval_shape(functools.partial(step, None), rows)
+def _shapes(step: Step, rows: Tree) -> tuple[Any, Tree]:
+    """Of a total and of the results."""
+    return jax.eval_shape(functools.partial(step, None), rows)
+
+
+def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

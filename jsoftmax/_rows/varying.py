@@ -151,6 +151,7 @@ def _may_vary() -> bool:
 
 
 def _of_one_type(branches: Sequence[Callable], chosen_by: Any, operands: tuple) -> list[Callable]:
+    """Branches of which each gives what varies as that of any does, and the choice between them."""
     types = (_types_of(branch, *operands) for branch in branches)
     types = jax.tree.map(lambda *each: varying(chosen_by).union(*each), *types)
 
