@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jsoftmax._rows.exponentials import UNIT, exact_difference, exponentials as series
+from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series
 from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
 from jsoftmax._rows.rows import Rows, defined
@@ -21,6 +21,7 @@ from jsoftmax._rows.varying import fori_loop
 
 # A largest class counts as one unit even if compilers rounded its logit in two ways, where it was computed twice.
 ONE = UNIT * (1 - 2.0**-10)
+FEWEST = 16  # classes, which are added to each other in pairs
 FEW = 64  # classes, which are one block
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**13  # numbers in an array, from which its sums are the library's
@@ -74,8 +75,11 @@ def _block_count(classes: int) -> int:
 
 def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
     """The sum of each row, and that of the terms less than a unit if only one is not."""
+    if terms.shape[-1] <= FEWEST:  # of arrays of one class each, which XLA fuses with what makes them
+        each = [lax.index_in_dim(terms, k, -1, keepdims=False) for k in range(terms.shape[-1])]
+        return add_in_pairs(each), add_in_pairs([_below_one(term) for term in each])
     if blocks == 1:
-        return _sum(terms), _sum_below_one(terms)
+        return _sum(terms), _sum(_below_one(terms))
     flat = terms.reshape(-1, terms.shape[-1])
     length = flat.shape[-1] // blocks
     # Without the barrier, XLA would make one sum of all terms of the two, and read them all once more.
@@ -85,12 +89,12 @@ def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
     order = lax.select(sums > ONE, lax.broadcasted_iota(terms.dtype, sums.shape, 1), lax.full_like(sums, 0))
     which = jnp.sum(order, axis=-1).astype(jnp.int32)
     block = jax.vmap(lambda row, at: lax.dynamic_slice(row, (at * length,), (length,)))(flat, which)
-    smaller = _sum_below_one(sums) + _sum_below_one(block)
+    smaller = _sum(_below_one(sums)) + _sum(_below_one(block))
     return total.reshape(terms.shape[:-1]), smaller.reshape(terms.shape[:-1])
 
 
-def _sum_below_one(terms: Array) -> Array:
-    return _sum(lax.select(terms > ONE, lax.full_like(terms, 0), terms))
+def _below_one(terms: Array) -> Array:
+    return lax.select(terms > ONE, lax.full_like(terms, 0), terms)
 
 
 def _sum(terms: Array) -> Array:
