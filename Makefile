@@ -148,7 +148,7 @@ $(TRAINERS)/.installed: $(VENV)/.installed-uv $(wildcard benchmarks/trainers-*.t
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "==> Installing jsoftmax and what its tests need (a minute or two, once)"
-	@$(BIN)/python -m pip install -qq --editable '.[test]'
+	@$(BIN)/python -m pip install -qq --no-compile --editable '.[test]' # Python compiles what is imported
 	@touch $@
 
 $(VENV)/.installed-uv: $(VENV)/.created

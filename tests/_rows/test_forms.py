@@ -55,6 +55,16 @@ def test_state_of_any_row(form, dtype):
         assert_state_is_right(state_of, classes, dtype)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_of_no_batch(form):
+    """Of logits log 1, …, log n the others' sum is (1 + … + (n − 1)) / n."""
+    state_of = jax.jit(lambda logits: row_state(Rows(logits), form))
+    for classes in (1, 16, 35):
+        maximum, others, _ = state_of(jnp.log(jnp.arange(1.0, classes + 1)))
+        assert maximum.shape == others.shape == ()
+        np.testing.assert_allclose(others, (classes - 1) / 2, rtol=1e-6)
+
+
 @pytest.fixture
 def three_at_once(monkeypatch):
     """On CPUs, rows take turns, three at a time, the last ones some of those before them."""
