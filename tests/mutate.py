@@ -45,6 +45,7 @@ ROWS = ["_rows/test_forms.py", "_losses/test_optax_suite.py", ERRORS]
 LAYOUTS = [
     f"contract/test_layouts.py::test_equals_one_device[{name}]" for name in ("softmax", "top_k_distillation_loss")
 ]
+LAYOUTS += ["contract/test_layouts.py::test_results_are_split_as_the_rows_they_belong_to"]
 OWN = {
     "activations": ["contract/test_edges.py::test_activations_without_a_distribution", *LAYOUTS, *ROWS],
     "axes": [*EDGES, "_policies/test_categorical.py::test_class_axes", "_losses/test_optax_suite.py"],

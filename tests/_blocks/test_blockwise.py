@@ -36,14 +36,18 @@ def several(params, rows):
 
 
 def inputs(count):
-    keys = jax.random.split(jax.random.key(count), 4)
+    random = np.random.default_rng(count)
+
+    def normal(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
     params = {
-        "student": jax.random.normal(keys[0], (FEATURES, CLASSES)),
-        "teacher": jax.random.normal(keys[1], (FEATURES, CLASSES)),
+        "student": normal(FEATURES, CLASSES),
+        "teacher": normal(FEATURES, CLASSES),
         "temperature": jnp.float32(2.0),
         "step": jnp.int32(3),  # an integer leaf has no derivative and must not get in the way
     }
-    rows = {"h": jax.random.normal(keys[2], (count, FEATURES)), "weight": jax.random.uniform(keys[3], (count,))}
+    rows = {"h": normal(count, FEATURES), "weight": jnp.asarray(random.uniform(size=count), jnp.float32)}
     return params, rows
 
 

@@ -8,12 +8,12 @@ import pytest
 import jsoftmax
 
 ROWS, FEATURES, CLASSES = 37, 8, 29
-KEYS = jax.random.split(jax.random.key(3), 4)
-FEATURE_ROWS = jax.random.normal(KEYS[0], (ROWS, FEATURES))
-KERNEL = jax.random.normal(KEYS[1], (FEATURES, CLASSES))
-LABELS = jax.random.randint(KEYS[2], (ROWS,), 0, CLASSES)
-WEIGHTS = jax.random.uniform(KEYS[3], (ROWS,)).at[::4].set(0)
-IGNORED = jnp.arange(ROWS) % 5 == 1
+random = np.random.default_rng(3)
+FEATURE_ROWS = jnp.asarray(random.normal(size=(ROWS, FEATURES)), jnp.float32)
+KERNEL = jnp.asarray(random.normal(size=(FEATURES, CLASSES)), jnp.float32)
+LABELS = jnp.asarray(random.integers(0, CLASSES, ROWS))
+WEIGHTS = jnp.asarray(np.where(np.arange(ROWS) % 4 == 0, 0, random.uniform(size=ROWS)), jnp.float32)
+IGNORED = np.arange(ROWS) % 5 == 1
 
 
 def expected(weights, bias=0.0):

@@ -13,12 +13,12 @@ import jsoftmax
 pytestmark = pytest.mark.exact
 
 ROWS, FEATURES, CLASSES = 40, 24, 1000
-KEYS = jax.random.split(jax.random.key(9), 4)
-FEATURE_ROWS = jax.random.normal(KEYS[0], (ROWS, FEATURES))
-KERNEL = jax.random.normal(KEYS[1], (FEATURES, CLASSES))
-LABELS = jax.random.randint(KEYS[2], (ROWS,), 0, CLASSES)
-TEMPERATURE = jnp.linspace(0.5, 2, ROWS)
-MINE = jnp.arange(ROWS) % 3 == 1  # the rows that stay
+random = np.random.default_rng(9)
+FEATURE_ROWS = jnp.asarray(random.normal(size=(ROWS, FEATURES)), jnp.float32)
+KERNEL = jnp.asarray(random.normal(size=(FEATURES, CLASSES)), jnp.float32)
+LABELS = jnp.asarray(random.integers(0, CLASSES, ROWS))
+TEMPERATURE = jnp.asarray(np.linspace(0.5, 2, ROWS), jnp.float32)
+MINE = jnp.asarray(np.arange(ROWS) % 3 == 1)  # the rows that stay
 
 
 def dense(features, labels, temperature):
@@ -74,7 +74,8 @@ def test_a_row_does_not_depend_on_the_others(name, dtype):
     arrays = FEATURE_ROWS.astype(dtype), LABELS, TEMPERATURE
     first = program(*arrays)
     same_bits(program(*arrays), first)
-    others = 30 * jax.random.normal(KEYS[3], FEATURE_ROWS.shape, dtype), (LABELS + 7) % CLASSES, 3 * TEMPERATURE
+    other_features = jnp.asarray(30 * np.random.default_rng(1).normal(size=FEATURE_ROWS.shape), dtype)
+    others = other_features, (LABELS + 7) % CLASSES, 3 * TEMPERATURE
     changed = [
         jnp.where(MINE.reshape(-1, *[1] * (own.ndim - 1)), own, other)
         for own, other in zip(arrays, others, strict=True)

@@ -12,12 +12,12 @@ import jsoftmax
 from jsoftmax.testing import float64
 
 ROWS, FEATURES, CLASSES, BLOCK = 37, 8, 29, 8
-KEYS = jax.random.split(jax.random.key(16), 4)
-FEATURE_ROWS = jax.random.normal(KEYS[0], (ROWS, FEATURES))
-KERNEL = jax.random.normal(KEYS[1], (FEATURES, CLASSES))
-LABELS = jax.random.randint(KEYS[2], (ROWS,), 0, CLASSES)
-EVERY_THIRD = jnp.arange(ROWS) % 3 == 0
-PADDED = jnp.where(EVERY_THIRD, -100, LABELS)  # of which no row is a class
+random = np.random.default_rng(16)
+FEATURE_ROWS = jnp.asarray(random.normal(size=(ROWS, FEATURES)), jnp.float32)
+KERNEL = jnp.asarray(random.normal(size=(FEATURES, CLASSES)), jnp.float32)
+LABELS = jnp.asarray(random.integers(0, CLASSES, ROWS))
+EVERY_THIRD = np.arange(ROWS) % 3 == 0
+PADDED = jnp.asarray(np.where(EVERY_THIRD, -100, LABELS))  # of which no row is a class
 
 linear = functools.partial(jsoftmax.linear_softmax_cross_entropy, block_size=BLOCK)
 
@@ -87,7 +87,9 @@ def test_skipped_rows_change_nothing(reduction, size):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
 def test_any_share_of_rows_may_count(share):
-    weights = (jax.random.uniform(KEYS[3], (ROWS,)) < share).astype(jnp.float32) * jnp.linspace(0.5, 2, ROWS)
+    weights = jnp.asarray(
+        (np.random.default_rng(1).uniform(size=ROWS) < share) * np.linspace(0.5, 2, ROWS), jnp.float32
+    )
     holed = jnp.where(weights[:, None] == 0, jnp.nan, FEATURE_ROWS)  # what doesn't count may hold anything
 
     def loss(features, kernel, weights, **options):
@@ -118,7 +120,7 @@ def test_any_number_of_rows_may_count(rows):
 
     ones = jax.jit(jsoftmax.blockwise(ones, has_aux=True, block_size=size))
     for count in range(rows + 1):
-        active = jax.random.permutation(KEYS[3], places) < count
+        active = jnp.asarray(np.random.default_rng(1).permutation(places) < count)
         value, (each, met) = ones(jnp.float32(1), places, active)
         assert np.all(each[active])
         assert value == met == jnp.sum(each)
@@ -174,7 +176,7 @@ def test_statistics_of_active_rows_alone():
 
 def test_probability_targets():
     """Of every row's own, in blocks, as dense; a smoothed label among them."""
-    targets = jax.nn.softmax(jax.random.normal(KEYS[3], (ROWS, CLASSES)))
+    targets = jax.nn.softmax(jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, CLASSES)), jnp.float32))
 
     def dense(features, kernel):
         return jsoftmax.softmax_cross_entropy(features @ kernel, targets, label_smoothing=0.1).mean()

@@ -13,12 +13,12 @@ from jsoftmax import ranking
 from jsoftmax.testing import float64
 
 ROWS, FEATURES, CLASSES = 24, 16, 40
-KEYS = jax.random.split(jax.random.key(5), 4)
-FEATURE_ROWS = jax.random.normal(KEYS[0], (ROWS, FEATURES))
-KERNEL = jax.random.normal(KEYS[1], (FEATURES, CLASSES))
-TEACHER = jax.random.normal(KEYS[2], (FEATURES, CLASSES)).astype(jnp.bfloat16).astype(jnp.float32)
-LABELS = jax.random.randint(KEYS[3], (ROWS,), 0, CLASSES)
-STORED = jnp.full((ROWS, 2), -1.0), jnp.arange(2 * ROWS).reshape(ROWS, 2) % CLASSES
+random = np.random.default_rng(5)
+FEATURE_ROWS = jnp.asarray(random.normal(size=(ROWS, FEATURES)), jnp.float32)
+KERNEL = jnp.asarray(random.normal(size=(FEATURES, CLASSES)), jnp.float32)
+TEACHER = jnp.asarray(random.normal(size=(FEATURES, CLASSES)).astype(jnp.bfloat16), jnp.float32)
+LABELS = jnp.asarray(random.integers(0, CLASSES, ROWS))
+STORED = jnp.full((ROWS, 2), -1.0), jnp.asarray(np.arange(2 * ROWS).reshape(ROWS, 2) % CLASSES)
 
 # Of features and kernel; each has a block that is whole, so that its products are in the program once.
 CALLS = {

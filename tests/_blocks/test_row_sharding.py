@@ -23,10 +23,10 @@ def mesh_of(kind):
 
 
 def arguments():
-    keys = jax.random.split(jax.random.key(0), 3)
-    features = jax.random.normal(keys[0], (ROWS, WIDTH))
-    kernel = jax.random.normal(keys[1], (WIDTH, CLASSES))
-    return features, kernel, jax.random.randint(keys[2], (ROWS,), 0, CLASSES)
+    random = np.random.default_rng(0)
+    features = jnp.asarray(random.normal(size=(ROWS, WIDTH)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(WIDTH, CLASSES)), jnp.float32)
+    return features, kernel, jnp.asarray(random.integers(0, CLASSES, ROWS))
 
 
 def place(mesh, head):

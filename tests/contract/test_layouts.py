@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import re
 import warnings
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from scipy.special import softmax
 
 import jsoftmax
 from jsoftmax import categorical, ranking
@@ -31,46 +33,46 @@ AXES = {"n": "data", "p": "data", "v": "model", ".": None}
 
 
 def normal(number, *shape):
-    return jax.random.normal(jax.random.key(number), shape)
+    return np.random.default_rng(number).normal(size=shape).astype(np.float32)
 
 
 def spread(low, high, size):
-    return jnp.linspace(low, high, size, dtype=jnp.float32)
+    return np.linspace(low, high, size, dtype=np.float32)
 
 
-LABELS = jnp.array([0, 11, 5, 6, 3, 3, 8, 1])
+LABELS = np.array([0, 11, 5, 6, 3, 3, 8, 1])
 TREE = jsoftmax.huffman_tree(np.arange(CLASSES) + 1.0)
 ADAPTIVE = jsoftmax.AdaptiveSoftmax(FEATURES, CLASSES, (3, 7))
 SAMPLER = jsoftmax.log_uniform_sampler(CLASSES)
 
 # Each array, and what its dimensions hold: rows, classes or neither.
-ARRAYS: dict[str, tuple[str, Any]] = {
+_ARRAYS: dict[str, tuple[str, Any]] = {
     "logits": ("nv", 2 * normal(0, ROWS, CLASSES)),
     "others": ("nv", 2 * normal(1, ROWS, CLASSES)),
-    "targets": ("nv", jax.nn.softmax(normal(2, ROWS, CLASSES))),
+    "targets": ("nv", softmax(normal(2, ROWS, CLASSES), axis=-1)),
     "labels": ("n", LABELS),
-    "where": ("nv", (normal(3, ROWS, CLASSES) > -1).at[jnp.arange(ROWS), LABELS].set(True)),
+    "where": ("nv", (normal(3, ROWS, CLASSES) > -1) | (np.arange(CLASSES) == LABELS[:, None])),
     "features": ("n.", normal(4, ROWS, FEATURES)),
     "items": ("n.", normal(5, ROWS, FEATURES)),
     "kernel": (".v", normal(6, FEATURES, CLASSES)),
     "bias": ("v", normal(7, CLASSES)),
     "decisions": ("..", normal(8, FEATURES, CLASSES - 1)),
-    "weights": ("n", spread(0.5, 1.5, ROWS).at[2].set(0)),
+    "weights": ("n", spread(0.5, 1.5, ROWS) * (np.arange(ROWS) != 2)),
     "temperature": ("n", spread(0.5, 2.0, ROWS)),
     "label_smoothing": ("n", spread(0.0, 0.3, ROWS)),
     "z_loss": ("", jnp.float32(0.01)),
     "softcap": ("", jnp.float32(5.0)),
     "class_weights": ("v", spread(0.5, 2.0, CLASSES)),
-    "class_mask": ("v", jnp.arange(CLASSES) != 9),
-    "ids": ("n.", jnp.array([[0, 1, 2], [3, 4, 5], [9, 2, 1], [7, 8, 0]] * 2)),
-    "log_probs": ("n.", jnp.log(jnp.full((ROWS, 3), 0.25))),
-    "tokens": ("n..", -jnp.abs(normal(9, ROWS, 2, 3))),
-    "old_tokens": ("n..", -jnp.abs(normal(10, ROWS, 2, 3))),
+    "class_mask": ("v", np.arange(CLASSES) != 9),
+    "ids": ("n.", np.array([[0, 1, 2], [3, 4, 5], [9, 2, 1], [7, 8, 0]] * 2)),
+    "log_probs": ("n.", np.full((ROWS, 3), -math.log(4), np.float32)),
+    "tokens": ("n..", -np.abs(normal(9, ROWS, 2, 3))),
+    "old_tokens": ("n..", -np.abs(normal(10, ROWS, 2, 3))),
     "rewards": ("n.", normal(11, ROWS, 2)),
-    "packed": ("n.", -jnp.abs(normal(9, ROWS, 6))),
-    "old_packed": ("n.", -jnp.abs(normal(10, ROWS, 6))),
-    "segment_ids": ("n.", jnp.array([[0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 2, -1]] * 4)),
-    "desirable": ("n", jnp.arange(ROWS) % 3 == 0),
+    "packed": ("n.", -np.abs(normal(9, ROWS, 6))),
+    "old_packed": ("n.", -np.abs(normal(10, ROWS, 6))),
+    "segment_ids": ("n.", np.array([[0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 2, -1]] * 4)),
+    "desirable": ("n", np.arange(ROWS) % 3 == 0),
     "query": ("n...", normal(12, ROWS, 5, 2, 3)),
     "keys": ("n...", normal(13, ROWS, 5, 1, 3)),
     "values": ("n...", normal(14, ROWS, 5, 1, 3)),
@@ -81,6 +83,7 @@ ARRAYS: dict[str, tuple[str, Any]] = {
     "table": ("..", normal(17, FEATURES, CLASSES)),  # a kernel that no layout splits
     "other_table": ("..", normal(19, FEATURES, CLASSES)),
 }
+ARRAYS = {name: (dimensions, jax.tree.map(jnp.asarray, array)) for name, (dimensions, array) in _ARRAYS.items()}
 OPTIONS = ("temperature", "softcap", "label_smoothing", "z_loss", "class_weights")
 LOGIT_OPTIONS = ("temperature", "softcap")
 
@@ -850,6 +853,19 @@ def test_size_of_the_table(capsys):
         print(f"\n{len(CASES)} functions, {whole} cells; here {len(dealt)}, {sum(dealt)} of them by values")
     assert whole > 1600
     assert {layout for number, name in enumerate(CASES) for layout, _ in cells(number, name)} == set(LAYOUTS)
+
+
+def test_results_are_split_as_the_rows_they_belong_to():
+    """These are a result's first axes, or its last ones behind those of draws."""
+    logits = jax.device_put(normal(21, 8, 3, CLASSES), NamedSharding(mesh_of(AxisType.Explicit), P("data")))
+    results = {
+        "softmax": (jsoftmax.softmax(logits), P("data", None, None)),
+        "entropy": (categorical.entropy(logits), P("data", None)),
+        "draws": (categorical.sample(jax.random.key(0), logits, sample_shape=(5,)), P(None, "data", None)),
+    }
+    assert {name: jax.typeof(result).sharding.spec for name, (result, _) in results.items()} == {
+        name: spec for name, (_, spec) in results.items()
+    }
 
 
 def test_gradient_of_class_weights_where_rows_are_split_unevenly():
