@@ -60,11 +60,12 @@ def split(ties, where=None, exclude=None):
 
 OPTIONS = {"plain": {}, "where": {"where": WHERE}, "exclude": {"exclude": EXCLUDE}}
 OPTIONS["both"] = {**OPTIONS["where"], **OPTIONS["exclude"]}
+ONE_OPTION = ["where", "exclude"]
 
 
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("engine", [dense, linear, split], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["plain", "both", *(pytest.param(n, marks=pytest.mark.slow) for n in ONE_OPTION)])
 def test_equal_to_sorting(name, engine, ties):
     np.testing.assert_array_equal(engine(ties, **OPTIONS[name]), by_sorting(LOGITS, LABELS, ties=ties, **OPTIONS[name]))
 

@@ -91,7 +91,7 @@ def test_torch_in_float64(x64):
     check_against_torch(np.float64, None, 1e-13)
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 4, 100])
+@pytest.mark.parametrize("capacity", [1, 4, 100, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["mixed", "one cluster", "head alone"])
 def test_any_capacity_gives_every_row_its_loss_and_gradient(capacity, kind):
     """Against log_prob, which routes nothing; 13 rows overflow a capacity of 3 more than once."""

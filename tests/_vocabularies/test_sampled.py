@@ -154,7 +154,6 @@ def test_bias_of_the_gradient_falls_with_the_samples(name, unique, correct_label
     assert biases[-1] < 0.15, curve
 
 
-@pytest.mark.optimized  # it draws for longer than it compiles
 @pytest.mark.parametrize("unique", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_sum_of_the_corrected_exponentials_estimates_the_denominator_without_bias(unique):
     """The logit of the label is the same number added, so that loss and label give back the estimated sum."""
