@@ -7,6 +7,7 @@ above its bound. Instructions are counted for the H200 alone (sass.py). What thi
 not tuned for a GPU without one.
 """
 
+import functools
 import json
 import math
 import os
@@ -50,8 +51,8 @@ class Work(NamedTuple):
     most_instructions: tuple[float, ...]
 
 
-def _mean_loss(logits, labels):
-    return jsoftmax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def _mean_loss(logits, labels, **options):
+    return jsoftmax.softmax_cross_entropy_with_integer_labels(logits, labels, **options).mean()
 
 
 ROWS, WIDTH, DENSE, LINEAR = 8192, 4096, 131_072, 128_256
@@ -69,12 +70,19 @@ def _dense(rows: int, classes: int, dtype: str) -> Work:
     return Work(_mean_loss, (0,), shapes, 0.01 * size, 4.1 * size, rows * classes, most)
 
 
+def _capped(rows: int, classes: int, dtype: str) -> Work:
+    """No array of capped logits, for which both passes compute the hyperbolic tangent."""
+    loss = functools.partial(_mean_loss, softcap=30.0)
+    return _dense(rows, classes, dtype)._replace(loss=loss, most_instructions=(90, 72))
+
+
 # Of each block: its statistics and its gradient, from float32 logits.
 OF_BLOCK = (STATISTICS["float32"], GRADIENT["float32"] + 3)
 WORKS = {
     f"cross-entropy {ROWS}×{DENSE} bfloat16": _dense(ROWS, DENSE, "bfloat16"),
     f"cross-entropy {ROWS}×{DENSE} float32": _dense(ROWS, DENSE, "float32"),
     f"cross-entropy {BLOCK}×{LINEAR} float32": _dense(BLOCK, LINEAR, "float32"),  # has been split
+    f"cross-entropy with softcap {ROWS}×{DENSE} bfloat16": _capped(ROWS, DENSE, "bfloat16"),
     # Temporary: the kernel's gradient in float32, a block's gradient, and the features' gradient twice. Moved by each
     # of four blocks: the kernel twice, its gradient in (but for the first) and out, the logits of the block five times.
     # Instructions: the first block, the others, the features' gradients put together, the kernel's gradient rounded.

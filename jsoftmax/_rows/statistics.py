@@ -144,6 +144,8 @@ def _pull_back(config: Config, rows: Rows, state: RowState, entropy: Array | Non
     """The cotangent of `rows`. A row whose cotangents are all 0 gets exact zeros, even if it holds NaN."""
     bars = [bar for bar in cotangent[:4] if bar is not None]
     active = functools.reduce(jnp.logical_or, [bar != 0 for bar in bars])
+    if rows.transform.softcap is not None:
+        rows = dataclasses.replace(rows, logits=forms.apart(rows.logits, config.implementation))
     shares = _shares(config, rows, state)
     slope = functools.partial(_slope, config, rows, entropy, shares, cotangent, active)
     if rows.transform.is_identity:

@@ -120,3 +120,25 @@ def test_a_temperature_makes_differences_inexact(form):
     z = np.asarray(logits.astype(jnp.float32) / temperature, float)
     expected = np.exp(np.delete(z, 3, axis=-1) - z[:, 3:4]).sum(axis=-1)
     np.testing.assert_allclose(others, expected, rtol=20 * 2.0**-24)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_soft_cap_in_a_gradient(form):
+    """Computed anew on GPUs, where it would be an array as large as the logits; derivatives are what they were."""
+    rng = np.random.default_rng(0)
+    logits, along = (jnp.asarray(rng.normal(size=(6, 11)) * 5, jnp.float32) for _ in range(2))
+    labels = np.arange(6)
+
+    def ours(z):
+        losses = jsoftmax.softmax_cross_entropy_with_integer_labels(z, labels, softcap=4.0, implementation=form)
+        return losses.sum()
+
+    def plain(z):
+        return -jax.nn.log_softmax(4 * jnp.tanh(z / 4))[np.arange(6), labels].sum()
+
+    program = jax.jit(lambda z, along: jax.jvp(jax.grad(ours), (z,), (along,)))
+    expected = jax.jit(lambda z, along: jax.jvp(jax.grad(plain), (z,), (along,)))(logits, along)
+    for found, wanted in zip(program(logits, along), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    text = jax.jit(jax.grad(ours)).lower(logits).as_text()
+    assert ("optimization_barrier" in text) == (form == "gpu")

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax._rows.forms import cpu, gpu, partitioned, tpu
 from jsoftmax._rows.platforms import FORMS, choose
@@ -63,3 +63,17 @@ def place_label(rows: Array, entries: Array, index: Array, implementation: str |
 def _place_label_jvp(implementation, primals, tangents):
     rows_dot, entries_dot, _ = tangents
     return place_label(*primals, implementation), tpu.place_label(rows_dot, entries_dot, primals[2])
+
+
+_APART = [lax.optimization_barrier if form == "gpu" else (lambda logits: logits) for form in FORMS]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def apart(logits: Array, implementation: str | None) -> Array:
+    """A gradient's own logits: what a soft cap makes of those that two passes share, XLA for GPUs would write out."""
+    return choose(implementation, _APART, logits, logits)
+
+
+@apart.defjvp
+def _apart_jvp(implementation, primals, tangents):
+    return apart(*primals, implementation), tangents[0]
