@@ -41,6 +41,7 @@ REPORTS = [
     for name in ("reports_labels", "reports_nan", "passes_over_what_takes_no_part")
 ]
 ERRORS = "contract/test_accuracy.py::test_worst_error_in_float32"
+SLOPES = "contract/test_transformations.py::test_reverse_mode_by_finite_differences"
 ROWS = ["_rows/test_forms.py", "_losses/test_optax_suite.py", ERRORS]
 LAYOUTS = [
     f"contract/test_layouts.py::test_equals_one_device[{name}]" for name in ("softmax", "top_k_distillation_loss")
@@ -69,7 +70,7 @@ OWN = {
     "shards": ["contract/test_sharding.py"],
     "sigmoid": ["_losses/test_sigmoid.py", "_losses/test_optax_suite.py"],
     "state": [*ROWS, "contract/test_sharding.py"],
-    "statistics": [*ROWS, "_losses/test_margins.py"],
+    "statistics": [SLOPES, *ROWS, "_losses/test_margins.py"],
     "support": ["_rows/test_support.py", "_policies/test_categorical.py"],
     "varying": ["contract/test_sharding.py"],
     "weights": ["_losses/test_margins.py", "_policies/test_policies.py"],
