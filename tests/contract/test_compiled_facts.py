@@ -168,12 +168,20 @@ def test_one_exponential_per_logit(gradient):
     assert loss_program("integer", jnp.float32, gradient).cost_analysis()["flops"] < 1.5 * one
 
 
-@pytest.mark.parametrize(("classes", "operations"), [(10, 520), (1000, 500), (32_000, 470)])
+def test_few_classes_write_no_exponentials():
+    """A value alone holds a few numbers a row, fewer than half of the ten."""
+    rows = 65_536
+    program = compiled(lambda z, y: integer(z, y).mean(), ((rows, 10), jnp.float32), ((rows,), jnp.int32))
+    assert program.memory_analysis().temp_size_in_bytes < 5 * 4 * rows
+
+
+# Without the library, sums of up to 32 blocks take more.
+@pytest.mark.parametrize(("classes", "operations"), [(10, 520), (1000, 470 if cpu.HAS_LIBRARY else 490), (32_000, 470)])
 def test_size_of_the_program(classes, operations):
     """What is traced and compiled for value and gradient, which everyone waits for: one form, whatever the classes.
 
-    Some hundreds of operations go into XLA, more where classes are added one by one, and 26 steps come out, of which
-    half are a few numbers a row.
+    So many operations go into XLA, more where classes are added one by one, and 26 steps come out, of which half are a
+    few numbers a row.
     """
     program = jax.jit(jax.value_and_grad(lambda logits, labels: integer(logits, labels).mean()))
     lowered = program.lower(
