@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("jsoftmax", "beartype.beartype"):
+with install_import_hook("jsoftmax", "runtime_types.checked"):
     import jsoftmax  # noqa: F401
 
 # Compilation makes the first example slow, and a failure must come back on the next run.

@@ -39,7 +39,7 @@ def probabilities(z: Array, label_z: Array | None, state: RowState, how: How) ->
     `state` is a function of `z` and is not differentiated again.
     """
     rows = _shares(how, z, *(number[..., None] for number in state))
-    return rows, None if label_z is None else _shares(how._replace(only_p=False), label_z, *state)
+    return rows, None if label_z is None else _shares(how, label_z, *state, at_label=True)
 
 
 def row_shares(rows: Rows, implementation: str | None = None) -> Shares:
@@ -48,14 +48,17 @@ def row_shares(rows: Rows, implementation: str | None = None) -> Shares:
     return probabilities(rows.z(), None, row_state(rows, implementation), how)[0]
 
 
-def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array) -> Shares:
+def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array, *, at_label: bool = False) -> Shares:
     del logsumexp
     scaled, p = forms.shares(z, maximum, others, how.exact, how.implementation)
-    if how.only_p:
+    if how.only_p and not at_label:
         return Shares(scaled, p)
+    log_p = gap(z, maximum) - jnp.log1p(others)
+    # Where p itself is not asked for, this exponential, good enough for 1 − p, is the only one to be compiled.
+    subtracted = jnp.exp(log_p) if at_label else p
     # A largest class is the only one for which 1 − p would cancel.
-    not_p = jnp.where(z >= maximum, others / (1 + others), 1 - p)
-    return Shares(scaled, p, not_p, gap(z, maximum) - jnp.log1p(others))
+    not_p = jnp.where(z >= maximum, others / (1 + others), 1 - subtracted)
+    return Shares(scaled, p, not_p, log_p)
 
 
 @probabilities.defjvp

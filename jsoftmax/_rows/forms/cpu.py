@@ -25,6 +25,7 @@ FEWEST = 16  # classes, which are added to each other in pairs
 FEW = 64  # classes, which are one block
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**13  # numbers in an array, from which its sums are the library's
+BLOCK = lax.GatherDimensionNumbers((1,), (), (1,), (0,), (0,))  # of each row, by its first class
 CACHED = 2**23  # bytes of exponentials that are summed before they leave the caches
 
 
@@ -80,21 +81,24 @@ def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
         return add_in_pairs(each), add_in_pairs([_below_one(term) for term in each])
     if blocks == 1:
         return _sum(terms), _sum(_below_one(terms))
-    flat = terms.reshape(-1, terms.shape[-1])
-    length = flat.shape[-1] // blocks
+    *batch, classes = terms.shape
+    flat, length = lax.reshape(terms, (math.prod(batch), classes)), classes // blocks
     # Without the barrier, XLA would make one sum of all terms of the two, and read them all once more.
-    sums = lax.optimization_barrier(_sum(flat.reshape(-1, blocks, length)))
-    total = _sum(sums)
+    sums = lax.optimization_barrier(_sum(lax.reshape(flat, (flat.shape[0], blocks, length))))
     # If one block holds a largest class; if several do, `smaller` is not asked for.
-    order = lax.select(sums > ONE, lax.broadcasted_iota(terms.dtype, sums.shape, 1), lax.full_like(sums, 0))
-    which = jnp.sum(order, axis=-1).astype(jnp.int32)
-    block = jax.vmap(lambda row, at: lax.dynamic_slice(row, (at * length,), (length,)))(flat, which)
-    smaller = _sum(_below_one(sums)) + _sum(_below_one(block))
-    return total.reshape(terms.shape[:-1]), smaller.reshape(terms.shape[:-1])
+    order = lax.select(_is_one(sums), lax.broadcasted_iota(terms.dtype, sums.shape, 1), lax.full_like(sums, 0))
+    which = lax.convert_element_type(_plain_sum(order), jnp.int32)
+    block = lax.gather(flat, lax.expand_dims(which * length, (1,)), BLOCK, (1, length), mode="clip")
+    smaller = lax.add(_sum(_below_one(sums)), _sum(_below_one(block)))
+    return lax.reshape(_sum(sums), batch), lax.reshape(smaller, batch)
+
+
+def _is_one(terms: Array) -> Array:
+    return lax.gt(terms, terms.dtype.type(ONE))
 
 
 def _below_one(terms: Array) -> Array:
-    return lax.select(terms > ONE, lax.full_like(terms, 0), terms)
+    return lax.select(_is_one(terms), lax.full_like(terms, 0), terms)
 
 
 def _sum(terms: Array) -> Array:
@@ -104,10 +108,14 @@ def _sum(terms: Array) -> Array:
     terms one after another, with a bias if they are equal: there, what each addition rounds off is carried along.
     """
     if terms.size >= LIBRARY_SIZE and (HAS_LIBRARY or terms.shape[-1] > 32):
-        return jnp.sum(terms, axis=-1)
+        return _plain_sum(terms)
     zero = np.zeros((), terms.dtype)
-    total, rest = lax.reduce((terms, jnp.zeros_like(terms)), (zero, zero), _add, (terms.ndim - 1,))
+    total, rest = lax.reduce((terms, lax.full_like(terms, 0)), (zero, zero), _add, (terms.ndim - 1,))
     return total + rest
+
+
+def _plain_sum(terms: Array) -> Array:
+    return lax.reduce(terms, np.zeros((), terms.dtype), lax.add, (terms.ndim - 1,))
 
 
 def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
