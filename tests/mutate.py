@@ -62,6 +62,7 @@ OWN = {
     "margins": ["_losses/test_margins.py"],
     "options": [*EDGES, "_losses/test_optax_suite.py"],
     "partitioned": ["contract/test_sharding.py"],
+    "primitives": ["_rows/test_primitives.py", *ROWS],
     "probabilities": [*ROWS, "_losses/test_margins.py", "_losses/test_sigmoid.py"],
     "ranking": ["_losses/test_ranking.py"],
     "reports": ["_rows/test_reports.py", *REPORTS],

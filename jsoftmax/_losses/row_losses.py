@@ -23,6 +23,7 @@ from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
 from jsoftmax._rows.logits import Transform
 from jsoftmax._rows.options import LogitOptions, checked_rows
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.probabilities import row_shares
 from jsoftmax._rows.reports import report_values
 from jsoftmax._rows.rows import Rows
@@ -163,7 +164,7 @@ def _row_losses(row_loss: RowLoss, rows: Rows, terms: Terms, numbers: Array | No
     idle = jnp.zeros(rows.logits.shape[:-1], bool) if rows.active is None else ~rows.active
     if terms.ignore_index is not None:
         idle |= rows.labels == terms.ignore_index
-        rows = dataclasses.replace(rows, labels=jnp.where(idle, 0, rows.labels), active=~idle)
+        rows = dataclasses.replace(rows, labels=select(idle, 0, rows.labels), active=~idle)
     idle = report_values(rows, idle, numbers)
     empty = rows.empty()
     want = ["log_prob"]
@@ -198,7 +199,7 @@ def _weighted(rows: Rows) -> Rows:
 
 def _silence(statistics: RowStatistics, idle: Array) -> RowStatistics:
     """Statistics of −0 for idle rows: the loss of a log-probability of −0 is 0, and not −0."""
-    return jax.tree.map(lambda number: jnp.where(idle, -0.0, number), statistics)
+    return jax.tree.map(lambda number: select(idle, -0.0, number), statistics)
 
 
 def _dense_losses(row_loss: RowLoss, rows: Rows, config: Config) -> Array:
@@ -208,5 +209,5 @@ def _dense_losses(row_loss: RowLoss, rows: Rows, config: Config) -> Array:
         unused |= empty[..., None]
     shares = row_shares(rows, config.implementation)
     # The inner select keeps the derivative at a mask's −∞ finite.
-    each = row_loss(jnp.where(unused, 0, shares.log_p))
-    return rows.shards.sum(jnp.sum(jnp.where(unused, 0, rows.dense_labels * each), axis=-1))
+    each = row_loss(select(unused, 0, shares.log_p))
+    return rows.shards.sum(jnp.sum(select(unused, 0, rows.dense_labels * each), axis=-1))

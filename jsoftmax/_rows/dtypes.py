@@ -6,6 +6,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jsoftmax._rows.platforms import choose
+from jsoftmax._rows.primitives import select
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -56,5 +57,5 @@ def _in_integers(rows: Array, as_xla: Array) -> Array:
     del as_xla
     bits = lax.bitcast_convert_type(rows, jnp.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded = jnp.where(jnp.isnan(rows), jnp.uint32(0x7FC0), rounded)
+    rounded = select(jnp.isnan(rows), jnp.uint32(0x7FC0), rounded)
     return lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)

@@ -18,6 +18,8 @@ import numpy as np
 from jax import Array, lax
 from numpy.polynomial import Chebyshev, Polynomial
 
+from jsoftmax._rows.primitives import together
+
 # Exponentials are kept in these units: a row's total stays far from overflow, and the terms of a sum that is itself a
 # normal number do not underflow one by one.
 UNIT_EXPONENT = 60
@@ -31,15 +33,6 @@ def at_most(maximum: Array, z: Array) -> Array:
     """
     z, maximum = together(z, maximum)
     return lax.select(lax.lt(maximum, z), maximum, z)
-
-
-def together(*arrays: Array) -> list[Array]:
-    """All of the same shape."""
-    shape = np.broadcast_shapes(*(array.shape for array in arrays))
-    dimensions = [range(len(shape) - x.ndim, len(shape)) for x in arrays]
-    return [
-        x if x.shape == shape else lax.broadcast_in_dim(x, shape, d) for x, d in zip(arrays, dimensions, strict=True)
-    ]
 
 
 def gap(z: Array, maximum: Array) -> Array:

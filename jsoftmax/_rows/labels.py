@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Integer, Shaped
 
+from jsoftmax._rows.primitives import select
+
 
 def is_class(labels: Integer[Array, "*batch"], classes: int) -> Bool[Array, "*batch"]:
     """Whether each label is one of the classes. Negative labels are not."""
@@ -25,7 +27,10 @@ def take_label(rows: Shaped[Array, "*batch classes"], labels: Integer[Array, "*b
 
 def take(rows: Shaped[Array, "*batch classes"], index: Integer[Array, "*batch some"]) -> Shaped[Array, "*batch some"]:
     """The entries of each row at indices that are known to be some of its classes."""
-    return jnp.take_along_axis(rows, index, axis=-1, mode="promise_in_bounds")
+    batch = tuple(range(rows.ndim - 1))  # in primitives, as `select` is
+    numbers = lax.GatherDimensionNumbers((), (rows.ndim - 1,), (rows.ndim - 1,), batch, batch)
+    places = lax.expand_dims(index, (index.ndim,))
+    return lax.gather(rows, places, numbers, (1,) * rows.ndim, mode="promise_in_bounds")
 
 
 @jax.custom_jvp
@@ -41,4 +46,4 @@ def _take_class_jvp(primals, tangents):
     at = jnp.clip(labels, 0, numbers.shape[0] - 1)[..., None]
     here = lax.broadcasted_iota(at.dtype, (*labels.shape, *numbers.shape), labels.ndim) == at
     numbers_dot = jnp.broadcast_to(tangents[0], here.shape)
-    return take_class(numbers, labels), jnp.sum(jnp.where(here, numbers_dot, 0), axis=-1)
+    return take_class(numbers, labels), jnp.sum(select(here, numbers_dot, 0), axis=-1)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from jsoftmax._rows.dtypes import compute_dtype, rounded
 from jsoftmax._rows.margins import with_margins
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
 
 
@@ -63,9 +64,9 @@ def transform_logits(
     z = logits.astype(compute_dtype(logits.dtype))
     if transform.moves_label:
         z = rounded(z)
-        z = jnp.where(jnp.asarray(is_label), with_margins(z, transform.margin, transform.angular_margin), z)
+        z = select(jnp.asarray(is_label), with_margins(z, transform.margin, transform.angular_margin), z)
     if transform.where is not None:
-        z = jnp.where(transform.where, z, -jnp.inf)
+        z = select(transform.where, z, -jnp.inf)
     if transform.softcap is not None:
         z = _cap(z, transform.softcap)
     if transform.temperature is not None:
@@ -81,7 +82,7 @@ def transform_logits(
 def _cap(z: Array, softcap: Array) -> Array:
     # ±∞ and NaN pass through. The inner select keeps the derivative of the untaken branch finite.
     finite = jnp.isfinite(z)
-    return jnp.where(finite, softcap * jnp.tanh(jnp.where(finite, z, 0) / softcap), z)
+    return select(finite, softcap * jnp.tanh(select(finite, z, 0) / softcap), z)
 
 
 @jax.custom_jvp
@@ -92,8 +93,8 @@ def _divide(z: Array, temperature: Array, warmest: Array | None) -> Array:
     frozen = temperature == 0
     # 0 at the maximum, −∞ below it, and NaN in a row without a distribution. Where the temperature is a constant, XLA
     # would gather two divisions by tiny numbers into one by 0.
-    limit = jnp.where(z < warmest, -jnp.inf, z - z)
-    return jnp.where(frozen, limit, z / jnp.where(frozen, 1, temperature))
+    limit = select(z < warmest, -jnp.inf, z - z)
+    return select(frozen, limit, z / select(frozen, 1, temperature))
 
 
 @_divide.defjvp
@@ -103,6 +104,6 @@ def _divide_jvp(primals, tangents):
     z_dot, temperature_dot, _ = tangents
     out = _divide(z, temperature, warmest)
     frozen = temperature == 0
-    finite = jnp.where(jnp.isfinite(out) & ~frozen, out, 0)
-    rate = jnp.where(frozen, 0, 1 / jnp.where(frozen, 1, temperature))
+    finite = select(jnp.isfinite(out) & ~frozen, out, 0)
+    rate = select(frozen, 0, 1 / select(frozen, 1, temperature))
     return out, (z_dot - finite * temperature_dot) * rate

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jsoftmax._rows.dtypes import rounded
+from jsoftmax._rows.primitives import select
 
 
 def with_margins(z: Array, margin: Array | None, angular_margin: Array | None) -> Array:
@@ -26,7 +27,7 @@ def _turned(cosine: Array, angle: Array) -> Array:
     """cos(θ + angle). A cosine that rounding left above 1 has a sine of 0."""
     sine = jnp.sqrt(jnp.maximum((1 - cosine) * (1 + cosine), 0))
     turned = rounded(cosine * jnp.cos(angle)) - rounded(sine * jnp.sin(angle))
-    return jnp.where(_is_beyond(cosine, angle), cosine - rounded(angle * jnp.sin(angle)), turned)
+    return select(_is_beyond(cosine, angle), cosine - rounded(angle * jnp.sin(angle)), turned)
 
 
 @_turned.defjvp
@@ -35,14 +36,14 @@ def _turned_jvp(primals, tangents):
     # the largest cosine below 1. Where the cosine is no number it is finite, so that an idle row's 0 stays 0.
     (cosine, angle), (cosine_dot, angle_dot) = primals, tangents
     beyond = _is_beyond(cosine, angle)
-    c = jnp.where(jnp.isfinite(cosine) & ~beyond, cosine, 0)
+    c = select(jnp.isfinite(cosine) & ~beyond, cosine, 0)
     squared = (1 - c) * (1 + c)
     sine = jnp.sqrt(jnp.maximum(squared, float(jnp.finfo(c.dtype).eps)))
-    by_cosine = jnp.where(beyond, 1, jnp.cos(angle) + c * jnp.sin(angle) / sine)
-    by_angle = jnp.where(
+    by_cosine = select(beyond, 1, jnp.cos(angle) + c * jnp.sin(angle) / sine)
+    by_angle = select(
         beyond,
         -jnp.sin(angle) - angle * jnp.cos(angle),
-        -c * jnp.sin(angle) - jnp.where(squared > 0, sine, 0) * jnp.cos(angle),
+        -c * jnp.sin(angle) - select(squared > 0, sine, 0) * jnp.cos(angle),
     )
     return _turned(cosine, angle), by_cosine * cosine_dot + by_angle * angle_dot
 

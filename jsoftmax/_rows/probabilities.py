@@ -9,6 +9,7 @@ from jax import Array
 
 from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, gap
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.state import RowState, row_state
@@ -57,7 +58,7 @@ def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array,
     # Where p itself is not asked for, this exponential, good enough for 1 − p, is the only one to be compiled.
     subtracted = jnp.exp(log_p) if at_label else p
     # A largest class is the only one for which 1 − p would cancel.
-    not_p = jnp.where(z >= maximum, others / (1 + others), 1 - subtracted)
+    not_p = select(z >= maximum, others / (1 + others), 1 - subtracted)
     return Shares(scaled, p, not_p, log_p)
 
 
@@ -69,8 +70,8 @@ def _probabilities_jvp(how, primals, tangents):
     z_dot, label_z_dot, _ = tangents
     shards = how.shards
     rows, label = probabilities(z, label_z, state, how)
-    at_peak = shards.sum(jnp.sum(jnp.where(z >= state.maximum[..., None], z_dot, 0), axis=-1))
-    reference = jnp.where(state.others < 1, at_peak, 0)
+    at_peak = shards.sum(jnp.sum(select(z >= state.maximum[..., None], z_dot, 0), axis=-1))
+    reference = select(state.others < 1, at_peak, 0)
     relative = z_dot - reference[..., None]
     # In units, because the mean may be a normal number where every p but one is not.
     mean = shards.sum(jnp.sum(rows.scaled * relative, axis=-1)) / UNIT

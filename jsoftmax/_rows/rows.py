@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Integer
 from jsoftmax._rows.dtypes import compute_dtype
 from jsoftmax._rows.labels import is_class, label_index, take, take_class
 from jsoftmax._rows.logits import Transform, transform_logits
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.shards import UNSPLIT, ClassShards
 
 
@@ -53,8 +54,8 @@ class Rows:
         """Integer labels as classes of this shard; those of other shards are none of its classes."""
         if self.integer_labels is None or not self.shards.names:
             return self.integer_labels
-        known = jnp.where(self.is_class(self.labels), self.labels, -1).astype(jnp.int32)
-        return jnp.where(known < 0, -1, known - self.shards.first(self.logits.shape[-1]))
+        known = select(self.is_class(self.labels), self.labels, -1).astype(jnp.int32)
+        return select(known < 0, -1, known - self.shards.first(self.logits.shape[-1]))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -99,15 +100,15 @@ class Rows:
         """z at the integer labels, (*batch,); NaN where the label is no class."""
         here, z = self.local_labels, self.at(label_index(self.local_labels, self.logits.shape[-1]))[..., 0]
         if self.shards.names:
-            z = self.shards.sum(jnp.where(is_class(here, self.logits.shape[-1]), z, 0))
-        return jnp.where(self.is_class(self.labels), z, jnp.nan)
+            z = self.shards.sum(select(is_class(here, self.logits.shape[-1]), z, 0))
+        return select(self.is_class(self.labels), z, jnp.nan)
 
     def label_weight(self) -> Float[Array, "*batch"]:
         """The class weights of the integer labels."""
         here = self.local_labels
         weight = take_class(self.class_weights, here)
         if self.shards.names:
-            weight = self.shards.sum(jnp.where(is_class(here, self.logits.shape[-1]), weight, 0))
+            weight = self.shards.sum(select(is_class(here, self.logits.shape[-1]), weight, 0))
         return weight
 
     def is_class(self, labels: Integer[Array, "*batch"]) -> Bool[Array, "*batch"]:
@@ -124,8 +125,8 @@ class Rows:
         allowed = z > -jnp.inf
         count = self.class_count(z)
         if self.class_weights is None:
-            return jnp.where(allowed, 1 / count[..., None], 0), jnp.ones_like(count)
-        share = jnp.where(allowed, jnp.broadcast_to(self.class_weights, z.shape), 0) / count[..., None]
+            return select(allowed, 1 / count[..., None], 0), jnp.ones_like(count)
+        share = select(allowed, jnp.broadcast_to(self.class_weights, z.shape), 0) / count[..., None]
         return share, self.shards.sum(jnp.sum(share, axis=-1))
 
     def _is_label(self, classes: Integer[Array, "*batch some"]) -> Bool[Array, "*batch some"] | None:
@@ -133,7 +134,7 @@ class Rows:
         if not self.transform.moves_label:
             return None
         labels = self.local_labels
-        return classes.astype(jnp.int32) == jnp.where(self.is_class(labels), labels, -1).astype(jnp.int32)[..., None]
+        return classes.astype(jnp.int32) == select(self.is_class(labels), labels, -1).astype(jnp.int32)[..., None]
 
     def _where(self) -> Array | None:
         where = self.transform.where
@@ -142,7 +143,7 @@ class Rows:
 
 def largest(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """The maximum of each row, NaN if it holds one: XLA's library for CPUs gives that of what stands behind it."""
-    return jnp.where(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
+    return select(jnp.any(jnp.isnan(z), axis=-1), jnp.nan, jnp.max(z, axis=-1))
 
 
 def is_infinite(numbers: Array) -> Array:
@@ -153,4 +154,4 @@ def is_infinite(numbers: Array) -> Array:
 def defined(maximum: Array, empty: Array | None) -> Array:
     """A row that holds +∞, or nothing but −∞, has no distribution; a row of masked classes has an empty one."""
     defined = lax.select(is_infinite(maximum), lax.full_like(maximum, jnp.nan), maximum)
-    return defined if empty is None else jnp.where(empty, 0, defined)
+    return defined if empty is None else select(empty, 0, defined)

@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, exponentials
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows, defined, is_infinite
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.varying import cond
@@ -68,7 +69,7 @@ def _nan_behind_nothing(rows: Rows, numbers: Array) -> Array:
 
     Of −∞ alone a sum is −∞. To ask each logit whether it is NaN would take an array of the answers.
     """
-    return jnp.where(jnp.isneginf(numbers), jnp.sum(rows.z(), axis=-1) - jnp.inf, numbers)
+    return select(jnp.isneginf(numbers), jnp.sum(rows.z(), axis=-1) - jnp.inf, numbers)
 
 
 def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[Array, Array]:
@@ -77,13 +78,13 @@ def _merged_state(shards: ClassShards, maximum: Array, others: Array) -> tuple[A
     As many largest classes as there are shards that hold one have been left out. All but one are put back by counting.
     """
     is_nan, none_here = jnp.isnan(maximum), jnp.isneginf(maximum)
-    top = shards.max(jnp.where(is_nan, -jnp.inf, maximum))
+    top = shards.max(select(is_nan, -jnp.inf, maximum))
     at_top = maximum == top
-    finite = jnp.where(jnp.isinf(top), 0, top)
+    finite = select(jnp.isinf(top), 0, top)
     # In units throughout: what is a normal number on all shards together may be none on each.
     below = (1 + others / UNIT) * exponentials(maximum, finite)
-    share = jnp.where(none_here, 0, jnp.where(at_top, others, below))
+    share = select(none_here, 0, select(at_top, others, below))
     # The largest of several numbers may overlook a NaN; a sum does not.
     some_nan, tops, others = shards.sum((is_nan.astype(top.dtype), at_top.astype(top.dtype), share))
-    others = jnp.where(jnp.isneginf(top), 0, others + (tops - 1) * UNIT)
-    return jnp.where(some_nan > 0, jnp.nan, top), others
+    others = select(jnp.isneginf(top), 0, others + (tops - 1) * UNIT)
+    return select(some_nan > 0, jnp.nan, top), others

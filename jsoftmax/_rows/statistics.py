@@ -27,6 +27,7 @@ from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
 from jsoftmax._rows.labels import is_class, label_index, take_label
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
 from jsoftmax._rows.state import RowState, logsumexp, row_state
@@ -70,9 +71,9 @@ def _argmax(rows: Rows) -> Array:
         return here
     largest = jnp.take_along_axis(z, here[..., None], axis=-1)[..., 0]
     is_nan = jnp.isnan(largest)
-    is_top = largest == rows.shards.max(jnp.where(is_nan, -jnp.inf, largest))
-    is_it = jnp.where(rows.shards.any(is_nan), is_nan, is_top)
-    return rows.shards.min(jnp.where(is_it, here + rows.shards.first(z.shape[-1]), rows.classes))
+    is_top = largest == rows.shards.max(select(is_nan, -jnp.inf, largest))
+    is_it = select(rows.shards.any(is_nan), is_nan, is_top)
+    return rows.shards.min(select(is_it, here + rows.shards.first(z.shape[-1]), rows.classes))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -93,7 +94,7 @@ def _evaluate(config: Config, rows: Rows) -> tuple[RowStatistics, RowState]:
         far = _weighted_gap(rows, terms, z, top)
         values["entropy"] = state.log_total + far / (UNIT * (1 + state.others))
     if empty is not None:
-        values = {name: v if name == "logsumexp" else jnp.where(empty, 0, v) for name, v in values.items()}
+        values = {name: v if name == "logsumexp" else select(empty, 0, v) for name, v in values.items()}
     return RowStatistics(**values), state
 
 
@@ -107,7 +108,7 @@ def _negative_log_prob(rows: Rows, z: Array, state: RowState) -> Array:
 
 def _weighted_gap(rows: Rows, weight: Array, z: Array, top: Array) -> Array:
     """Σ_j weight_j (m − z_j), a weight of 0 winning over a mask's ∞."""
-    return rows.shards.sum(jnp.sum(jnp.where(weight == 0, 0, -weight * gap(z, top)), axis=-1))
+    return rows.shards.sum(jnp.sum(select(weight == 0, 0, -weight * gap(z, top)), axis=-1))
 
 
 @functools.partial(_evaluate.defjvp, symbolic_zeros=True)
@@ -207,7 +208,7 @@ def _shares(config: Config, rows: Rows, state: RowState) -> tuple[Shares, Shares
 
 def _usable_log_p(shares: Shares, active: Array) -> Array:
     """log p as a derivative with respect to labels and class weights: 0 for masked classes and idle rows."""
-    return jnp.where(active[..., None] & ~jnp.isneginf(shares.log_p), shares.log_p, 0)
+    return select(active[..., None] & ~jnp.isneginf(shares.log_p), shares.log_p, 0)
 
 
 def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
@@ -216,7 +217,7 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     a, b, c, d = (None if bar is None else bar[..., None] for bar in cotangent[:4])
     labels = rows.local_labels
     if b is not None and labels is not None:
-        b = jnp.where(rows.is_class(rows.labels)[..., None], b, jnp.nan)
+        b = select(rows.is_class(rows.labels)[..., None], b, jnp.nan)
 
     def terms(share: Shares, factor, toward_label, weight):
         slope = jnp.zeros_like(share.p) if factor is None else factor * share.p
@@ -225,8 +226,8 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
         if weight is not None:
             slope += c * weight
         if d is not None:
-            slope -= d * share.p * jnp.where(share.p == 0, 0, share.log_p + entropy[..., None])
-        return narrowed(jnp.where(active[..., None], slope, 0), dtype)
+            slope -= d * share.p * select(share.p == 0, 0, share.log_p + entropy[..., None])
+        return narrowed(select(active[..., None], slope, 0), dtype)
 
     # What multiplies p is put together first: one number a row, and one product a class.
     factor, weight = a, None
@@ -240,7 +241,7 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     entry = terms(at_label, factor, at_label.not_p, label_weight)
     slope = terms(row, (0 if factor is None else factor) - b, None, weight)
     if rows.shards.names:  # the label may be another shard's
-        entry = jnp.where(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
+        entry = select(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
     return forms.place_label(slope, entry, label_index(labels, slope.shape[-1]), config.implementation)
 
 

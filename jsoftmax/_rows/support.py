@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Integer
 from jsoftmax._rows import checks
 from jsoftmax._rows.exponentials import UNIT, exponentials
 from jsoftmax._rows.labels import is_class
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows, largest
 from jsoftmax._rows.shards import ClassShards
 from jsoftmax._rows.varying import fori_loop
@@ -88,9 +89,9 @@ def _support(rows: Rows, filters: Filters, support: Array | None) -> Bool[Array,
 
 def _members(rows: Rows, support: Array) -> Array:
     classes = rows.logits.shape[-1]
-    known = jnp.where(rows.is_class(support), support, -1).astype(jnp.int32)
+    known = select(rows.is_class(support), support, -1).astype(jnp.int32)
     here = known - rows.shards.first(classes)
-    index = jnp.where(is_class(here, classes), here, classes)  # those of other shards are dropped, as unused places are
+    index = select(is_class(here, classes), here, classes)  # those of other shards are dropped, as unused places are
     none = jnp.zeros(rows.logits.shape, bool)
     return jnp.put_along_axis(none, index, True, axis=-1, inplace=False, mode="drop")
 
@@ -98,7 +99,7 @@ def _members(rows: Rows, support: Array) -> Array:
 def _kept(z: Float[Array, "*batch classes"], filters: Filters, shards: ClassShards) -> Bool[Array, "*batch classes"]:
     """The classes that pass the filters; all of a row without a distribution, so that it is still found to be one."""
     top = largest(z)[..., None]
-    maximum = shards.max(jnp.where(jnp.isnan(top), jnp.inf, top))
+    maximum = shards.max(select(jnp.isnan(top), jnp.inf, top))
     defined, keep = jnp.isfinite(maximum), z > -jnp.inf
 
     def total(numbers: Array) -> Array:
@@ -107,12 +108,12 @@ def _kept(z: Float[Array, "*batch classes"], filters: Filters, shards: ClassShar
     if filters.top_k is not None:
         keep &= z >= _lowest(maximum, lambda t: total(z > t) < filters.top_k)
     if filters.top_p is not None:
-        scaled = jnp.where(keep, exponentials(z, maximum), 0)
+        scaled = select(keep, exponentials(z, maximum), 0)
         # What may be left out, rather than what must be kept: small probabilities have their digits in such a sum.
         spare = (1 - filters.top_p) * total(scaled)
 
         def holds_enough(t: Array) -> Array:
-            return (total(jnp.where(z <= t, scaled, 0)) > spare) | (filters.top_p >= 1)
+            return (total(select(z <= t, scaled, 0)) > spare) | (filters.top_p >= 1)
 
         keep &= z >= _lowest(maximum, holds_enough)
     if filters.min_p is not None:
@@ -129,7 +130,7 @@ def _lowest(maximum: Array, holds: Callable[[Array], Array]) -> Array:
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
         enough = holds(_in_order(middle, dtype))
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+        return select(enough, low, middle + 1), select(enough, middle, high)
 
     high = _in_order(maximum, integer)
     low = jnp.broadcast_to(_in_order(jnp.array(-jnp.inf, dtype), integer), high.shape)
@@ -140,4 +141,4 @@ def _in_order(numbers: Array, dtype) -> Array:
     """Floats as integers of the same order, or those as floats: two's complement for sign and magnitude."""
     limits = jnp.iinfo(jnp.int64 if numbers.dtype.itemsize == 8 else jnp.int32)
     bits = lax.bitcast_convert_type(numbers, limits.dtype)
-    return lax.bitcast_convert_type(jnp.where(bits < 0, bits ^ limits.max, bits), dtype)
+    return lax.bitcast_convert_type(select(bits < 0, bits ^ limits.max, bits), dtype)

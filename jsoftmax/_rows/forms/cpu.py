@@ -16,6 +16,7 @@ from jax import Array, lax
 from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series
 from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.varying import fori_loop
 
@@ -62,7 +63,7 @@ def _others(rows: Rows, maximum: Array) -> Array:
     """
     terms = series(rows.z(), maximum[..., None])
     total, smaller = _sums(terms, _block_count(terms.shape[-1]))
-    return jnp.where(total < 2 * ONE, smaller, total - UNIT)
+    return select(total < 2 * ONE, smaller, total - UNIT)
 
 
 def _block_count(classes: int) -> int:
@@ -126,6 +127,7 @@ def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
     if rows.dtype.itemsize == 2:  # XLA scatters these through a float32 copy of the whole array
         return tpu.place_label(rows, entries, index)
-    flat = rows.reshape(-1, rows.shape[-1])
-    at = flat.at[jnp.arange(flat.shape[0]), index.reshape(-1)]
-    return at.set(entries.reshape(-1), unique_indices=True, mode="promise_in_bounds").reshape(rows.shape)
+    batch = tuple(range(rows.ndim - 1))
+    numbers = lax.ScatterDimensionNumbers((), (rows.ndim - 1,), (rows.ndim - 1,), batch, batch)
+    entries = lax.reshape(entries, rows.shape[:-1])
+    return lax.scatter(rows, index, entries, numbers, unique_indices=True, mode="promise_in_bounds")

@@ -12,6 +12,7 @@ from jax import Array, lax
 from jsoftmax._rows.exponentials import UNIT, UNIT_EXPONENT, add_in_pairs, exact_difference, number_format
 from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.tpu import place_label as place_label
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows
 
 
@@ -26,8 +27,8 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
 
     def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
         maximum, lesser = jnp.maximum(left[0], right[0]), jnp.minimum(left[0], right[0])
-        above = jnp.where(left[0] >= right[0], left[1], right[1])
-        below = jnp.where(left[0] >= right[0], right[1], left[1])
+        above = select(left[0] >= right[0], left[1], right[1])
+        below = select(left[0] >= right[0], right[1], left[1])
         return maximum, above + (1 + below / UNIT) * _below(lesser, maximum)
 
     def reduced(maximum: Array, others: Array) -> tuple[Array, Array]:
@@ -52,14 +53,14 @@ def _sum_below(losers: list[Array], champion: Array, exact: bool) -> Array:
         return add_in_pairs([_below(loser, champion) for loser in losers])
     # float32 has numbers below all 16-bit ones: in place of −∞ they have a rounding error, and need no select.
     floor = jnp.maximum(champion - (200 + jnp.abs(champion) / 8), jnp.finfo(champion.dtype).min)
-    base = jnp.where(jnp.isneginf(champion), 0, champion)
+    base = select(jnp.isneginf(champion), 0, champion)
     return add_in_pairs([_with_error(*_in_units(jnp.maximum(loser, floor), base)) for loser in losers])
 
 
 def _below(loser: Array, champion: Array) -> Array:
     """UNIT · e^(loser − champion), 0 for two classes of −∞."""
     power, error = _in_units(loser, champion)
-    return jnp.where(power > 0, _with_error(power, error), 0)
+    return select(power > 0, _with_error(power, error), 0)
 
 
 def exponentials(z: Array, maximum: Array) -> Array:
@@ -88,7 +89,7 @@ def _in_units(z: Array, maximum: Array) -> tuple[Array, Array]:
 
 def _corrected(power: Array, error: Array, exact: bool) -> Array:
     # Of numbers far below, the rounding error may be NaN.
-    return power if exact else jnp.where(power == 0, 0, _with_error(power, error))
+    return power if exact else select(power == 0, 0, _with_error(power, error))
 
 
 def _with_error(power: Array, error: Array) -> Array:

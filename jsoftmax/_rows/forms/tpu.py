@@ -6,6 +6,7 @@ from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, exponentials as series
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
+from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows
 
 
@@ -15,19 +16,19 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     z = rows.z()
     init = (np.array(-np.inf, z.dtype), np.zeros((), z.dtype))
     maximum, others = lax.reduce((z, jnp.zeros_like(z)), init, merge, (z.ndim - 1,))
-    return maximum, jnp.where(jnp.isposinf(maximum), jnp.nan, others)
+    return maximum, select(jnp.isposinf(maximum), jnp.nan, others)
 
 
 def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
     """The state of two sets of classes taken together, sums in units."""
     maximum = jnp.maximum(left[0], right[0])
-    lesser = jnp.where(left[0] == right[0], maximum, jnp.minimum(left[0], right[0]))
-    above = jnp.where(left[0] >= right[0], left[1], right[1])
-    below = jnp.where(left[0] >= right[0], right[1], left[1])
+    lesser = select(left[0] == right[0], maximum, jnp.minimum(left[0], right[0]))
+    above = select(left[0] >= right[0], left[1], right[1])
+    below = select(left[0] >= right[0], right[1], left[1])
     # Two classes of −∞ have no difference; relative to 0, each counts for nothing.
-    finite = jnp.where(jnp.isneginf(maximum), 0, maximum)
+    finite = select(jnp.isneginf(maximum), 0, maximum)
     return maximum, above + (1 + below / UNIT) * series(lesser, finite)
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
-    return jnp.where(lax.broadcasted_iota(index.dtype, rows.shape, rows.ndim - 1) == index, entries, rows)
+    return select(lax.broadcasted_iota(index.dtype, rows.shape, rows.ndim - 1) == index, entries, rows)

@@ -1,0 +1,30 @@
+"""JAX's primitives with the broadcasting of its functions, each of which is a program of its own to trace and to lower.
+
+A loss has about a dozen choices between two arrays: made by `jnp.where`, they were a fifth of its tracing and lowering.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+
+def together(*arrays: Array) -> list[Array]:
+    """All of the same shape."""
+    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    dimensions = [range(len(shape) - x.ndim, len(shape)) for x in arrays]
+    return [
+        x if x.shape == shape else lax.broadcast_in_dim(x, shape, d) for x, d in zip(arrays, dimensions, strict=True)
+    ]
+
+
+def select(condition: ArrayLike, chosen: ArrayLike, otherwise: ArrayLike) -> Array:
+    """`jnp.where`: what is `chosen` where the condition holds, else the other."""
+    dtype = jnp.result_type(chosen, otherwise)
+    return lax.select(*together(_array(condition, np.dtype(bool)), _array(chosen, dtype), _array(otherwise, dtype)))
+
+
+def _array(number: ArrayLike, dtype: np.dtype) -> Array:
+    if isinstance(number, Array):
+        return number if number.dtype == dtype else lax.convert_element_type(number, dtype)
+    return lax.full((), number, dtype)
