@@ -3,8 +3,6 @@
 import jax.numpy as jnp
 from jax import Array
 
-from jsoftmax._rows.primitives import select
-
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -15,4 +13,4 @@ def shares(weights: Array, axis: int | None = None) -> Array:
 
 def parts(weights: Array, total: Array) -> Array:
     """The weights, divided by a sum that is known; 0 where that is 0."""
-    return weights / select(total == 0, 1, total)
+    return weights / jnp.where(total == 0, 1, total)
