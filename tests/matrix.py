@@ -26,7 +26,7 @@ ENVIRONMENTS = ROOT / ".venv-matrix"
 PINS = {"oldest": ROOT / "tests" / "oldest.txt", "newest": ROOT / "constraints.txt"}
 LIBRARIES = ("jax", "jaxtyping", "optax", "flax", "dm-haiku", "equinox")
 PARTS = [
-    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("_*/")),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("_[a-z]*/")),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "contract").glob("test_*.py")),
     "tests/project/test_models.py",
 ]

@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses
+from jsoftmax._losses.row_losses import CrossEntropy, LossOptions, row_losses, with_parameters
 from jsoftmax._rows import checks
 from jsoftmax._rows.axes import Axis
 from jsoftmax._rows.dtypes import compute_dtype
@@ -121,7 +120,7 @@ def softmax_cross_entropy_with_integer_labels(
     return row_losses(CrossEntropy(), logits, checks.integer_array("labels", labels), axis, where, **options)
 
 
-@jax.tree_util.register_dataclass
+@with_parameters
 @dataclasses.dataclass(frozen=True)
 class Focal:
     """(1 − p_y)^γ · −log p_y."""
@@ -184,7 +183,7 @@ def softmax_focal_loss(
     return row_losses(Focal(_number(gamma, logits)), logits, labels, axis, where, **options)
 
 
-@jax.tree_util.register_dataclass
+@with_parameters
 @dataclasses.dataclass(frozen=True)
 class Poly:
     """−log p_y + ε (1 − p_y)."""

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,22 @@ from jsoftmax._rows.statistics import Config, RowStatistics, row_statistics
 
 SMOOTHINGS = ("uniform", "others")
 RowLoss = Callable[[Array], Array]  # log p_y to loss; a pytree if it has parameters
+Loss = TypeVar("Loss")
+
+
+def with_parameters(loss: type[Loss]) -> type[Loss]:
+    """A decorator of dataclasses: a loss whose fields are arrays, which may be traced.
+
+    Not `jax.tree_util.register_dataclass`: if two such classes have as many fields, JAX holds their trees equal though
+    their hashes differ, and in one process of a hundred `jit` runs the program of the one for the other.
+    """
+    names = [field.name for field in dataclasses.fields(loss)]  # pyright: ignore[reportArgumentType]
+    jax.tree_util.register_pytree_node(
+        loss,
+        lambda value: ([getattr(value, name) for name in names], None),
+        lambda _, values: loss(*values),
+    )
+    return loss
 
 
 class MarginOptions(LogitOptions, total=False):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jsoftmax
+from jsoftmax._losses.cross_entropy import Focal, Poly
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(size=(6, 5)) * 3
@@ -34,3 +35,9 @@ def test_values_and_slopes(labels, targets, gamma, x64):
     slopes, losses = jax.grad(total, (0, 1), has_aux=True)(jnp.asarray(LOGITS), jnp.asarray(gamma))
     for found, expected in zip((losses, *slopes), focal(LOGITS, targets, gamma), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_another_loss_with_one_parameter_is_another_tree():
+    """If they are equal, `jit` may run the program of the one for the other: where their hashes meet in its tables."""
+    assert jax.tree.structure(Focal(2.0)) != jax.tree.structure(Poly(2.0))
+    assert jax.tree.map(lambda gamma: gamma + 1, Focal(2.0)) == Focal(3.0)
