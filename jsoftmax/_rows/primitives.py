@@ -3,13 +3,15 @@
 A loss has about a dozen choices between two arrays: made by `jnp.where`, they were a fifth of its tracing and lowering.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 
-def together(*arrays: Array) -> list[Array]:
+def together(*arrays: Array | np.ndarray) -> list[Any]:
     """All of the same shape."""
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
     dimensions = [range(len(shape) - x.ndim, len(shape)) for x in arrays]
@@ -24,7 +26,5 @@ def select(condition: ArrayLike, chosen: ArrayLike, otherwise: ArrayLike) -> Arr
     return lax.select(*together(_array(condition, np.dtype(bool)), _array(chosen, dtype), _array(otherwise, dtype)))
 
 
-def _array(number: ArrayLike, dtype: np.dtype) -> Array:
-    if isinstance(number, Array):
-        return number if number.dtype == dtype else lax.convert_element_type(number, dtype)
-    return lax.full((), number, dtype)
+def _array(number: ArrayLike, dtype: np.dtype) -> Array | np.ndarray:
+    return lax.convert_element_type(number, dtype) if isinstance(number, Array) else np.asarray(number, dtype)
