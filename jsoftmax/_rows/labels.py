@@ -30,7 +30,8 @@ def take(rows: Shaped[Array, "*batch classes"], index: Integer[Array, "*batch so
     batch = tuple(range(rows.ndim - 1))  # in primitives, as `select` is
     numbers = lax.GatherDimensionNumbers((), (rows.ndim - 1,), (rows.ndim - 1,), batch, batch)
     places = lax.expand_dims(index, (index.ndim,))
-    return lax.gather(rows, places, numbers, (1,) * rows.ndim, mode="promise_in_bounds")
+    sizes = [min(size, 1) for size in rows.shape]  # there may be no rows
+    return lax.gather(rows, places, numbers, sizes, mode="promise_in_bounds")
 
 
 @jax.custom_jvp
