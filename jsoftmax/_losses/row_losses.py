@@ -38,13 +38,10 @@ def with_parameters(loss: type[Loss]) -> type[Loss]:
     """A decorator of dataclasses: a loss whose fields are arrays, which may be traced.
 
     Not `jax.tree_util.register_dataclass`: if two such classes have as many fields, JAX holds their trees equal though
-    their hashes differ, and in one process of a hundred `jit` runs the program of the one for the other.
+    their hashes differ, and now and then `jit` runs the program of the one for the other.
     """
-    names = [field.name for field in dataclasses.fields(loss)]  # pyright: ignore[reportArgumentType]
     jax.tree_util.register_pytree_node(
-        loss,
-        lambda value: ([getattr(value, name) for name in names], None),
-        lambda _, values: loss(*values),
+        loss, lambda value: (tuple(vars(value).values()), None), lambda _, values: loss(*values)
     )
     return loss
 

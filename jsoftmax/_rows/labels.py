@@ -16,7 +16,7 @@ def is_class(labels: Integer[Array, "*batch"], classes: int) -> Bool[Array, "*ba
 
 def label_index(labels: Integer[Array, "*batch"], classes: int) -> Integer[Array, "*batch 1"]:
     """The labels as indices of a class axis, (*batch, 1); 0 where a label is no class."""
-    index = lax.select(is_class(labels, classes), labels, lax.full_like(labels, 0))
+    index = select(is_class(labels, classes), labels, 0)
     return lax.expand_dims(index, (labels.ndim,))
 
 

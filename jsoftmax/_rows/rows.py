@@ -153,5 +153,5 @@ def is_infinite(numbers: Array) -> Array:
 
 def defined(maximum: Array, empty: Array | None) -> Array:
     """A row that holds +∞, or nothing but −∞, has no distribution; a row of masked classes has an empty one."""
-    defined = lax.select(is_infinite(maximum), lax.full_like(maximum, jnp.nan), maximum)
+    defined = select(is_infinite(maximum), jnp.nan, maximum)
     return defined if empty is None else select(empty, 0, defined)

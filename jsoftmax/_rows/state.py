@@ -53,7 +53,7 @@ def row_state(rows: Rows, implementation: str | None, alone: bool = False) -> Ro
 def _completed(maximum: Array, others: Array, empty: Array | None) -> RowState:
     others = others / UNIT
     top = defined(maximum, empty)
-    return RowState(top, others, lax.select(is_infinite(maximum), maximum, top + lax.log1p(others)))
+    return RowState(top, others, select(is_infinite(maximum), maximum, top + lax.log1p(others)))
 
 
 def logsumexp(rows: Rows, state: RowState) -> Array:

@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
-from jsoftmax._rows.labels import is_class, label_index, take_label
+from jsoftmax._rows.labels import is_class, label_index, take, take_label
 from jsoftmax._rows.primitives import select
 from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
@@ -69,7 +69,7 @@ def _argmax(rows: Rows) -> Array:
     here = jnp.argmax(z, axis=-1).astype(jnp.int32)
     if not rows.shards.names:
         return here
-    largest = jnp.take_along_axis(z, here[..., None], axis=-1)[..., 0]
+    largest = take(z, here[..., None])[..., 0]
     is_nan = jnp.isnan(largest)
     is_top = largest == rows.shards.max(select(is_nan, -jnp.inf, largest))
     is_it = select(rows.shards.any(is_nan), is_nan, is_top)

@@ -1,3 +1,5 @@
+"""What stands in the place of `jnp.where` gives what NumPy's gives."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

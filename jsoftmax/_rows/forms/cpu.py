@@ -87,7 +87,7 @@ def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
     # Without the barrier, XLA would make one sum of all terms of the two, and read them all once more.
     sums = lax.optimization_barrier(_sum(lax.reshape(flat, (flat.shape[0], blocks, length))))
     # If one block holds a largest class; if several do, `smaller` is not asked for.
-    order = lax.select(_is_one(sums), lax.broadcasted_iota(terms.dtype, sums.shape, 1), lax.full_like(sums, 0))
+    order = select(_is_one(sums), lax.broadcasted_iota(terms.dtype, sums.shape, 1), 0)
     which = lax.convert_element_type(_plain_sum(order), jnp.int32)
     block = lax.gather(flat, lax.expand_dims(which * length, (1,)), BLOCK, (1, length), mode="clip")
     smaller = lax.add(_sum(_below_one(sums)), _sum(_below_one(block)))
@@ -99,7 +99,7 @@ def _is_one(terms: Array) -> Array:
 
 
 def _below_one(terms: Array) -> Array:
-    return lax.select(_is_one(terms), lax.full_like(terms, 0), terms)
+    return select(_is_one(terms), 0, terms)
 
 
 def _sum(terms: Array) -> Array:
