@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -55,7 +56,9 @@ def _given(rows: Array, as_xla: Array) -> Array:
 def _in_integers(rows: Array, as_xla: Array) -> Array:
     """Round to the nearest, ties to even: four times as fast on a CPU as XLA's conversion."""
     del as_xla
-    bits = lax.bitcast_convert_type(rows, jnp.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded = select(jnp.isnan(rows), jnp.uint32(0x7FC0), rounded)
-    return lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
+    number = np.uint32  # in primitives, as `exponentials` is
+    bits = lax.bitcast_convert_type(rows, number)
+    is_odd = lax.bitwise_and(lax.shift_right_logical(bits, number(16)), number(1))
+    rounded = lax.shift_right_logical(lax.add(lax.add(bits, number(0x7FFF)), is_odd), number(16))
+    rounded = select(lax.ne(rows, rows), number(0x7FC0), rounded)
+    return lax.bitcast_convert_type(lax.convert_element_type(rounded, np.uint16), jnp.bfloat16)

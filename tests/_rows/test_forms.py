@@ -108,6 +108,31 @@ def test_values_in_turns_in_any_layout(dtype, three_at_once):
         np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [DTYPES[1], pytest.param(DTYPES[2], marks=pytest.mark.slow)])
+def test_gradients_in_turns_in_any_layout(dtype, three_at_once):
+    """In 16 bits, for which exponentials are computed twice: ŷ − y, rounded once. One label is no class."""
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.asarray(rng.normal(size=(8, 5, 71)) * 3, dtype), rng.integers(0, 71, (8, 5))
+    labels[1, 2] = 71
+    power = np.exp(np.asarray(logits, float))
+    expected = power / power.sum(-1, keepdims=True) - np.eye(72)[labels][..., :-1]
+    expected[1, 2] = np.nan
+
+    def gradient(z, y):
+        return jax.grad(lambda z: jsoftmax.softmax_cross_entropy_with_integer_labels(z, y).sum())(z)
+
+    assert "while" in jax.jit(gradient).lower(logits, labels).as_text()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    split = jax.shard_map(gradient, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    here, placed = (logits, labels), jax.device_put((logits, labels), jax.NamedSharding(mesh, jax.P("data")))
+    for function, arguments in ((gradient, here), (jax.vmap(gradient), here), (split, placed), (gradient, placed)):
+        found = jax.jit(function)(*arguments)
+        assert found.dtype == dtype
+        info = jnp.finfo(dtype)
+        half = 0.51 * float(info.eps), 0.51 * float(info.smallest_subnormal)
+        np.testing.assert_allclose(np.asarray(found, float), expected, rtol=half[0], atol=half[1])
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_temperature_makes_differences_inexact(form):
     """Quotients of 16-bit logits have all the bits of float32: the rounding errors of their differences count."""

@@ -1,5 +1,6 @@
-"""For CPUs: exponentials are written out once, and summed by the library to which XLA hands sums over the last axis.
+"""For CPUs: exponentials are written out, and summed by the library to which XLA hands sums over the last axis.
 
+Where a gradient will take their place, they are all there at once, and computed once; else a few rows' at a time.
 Nothing is fused into such a sum, so a second one, with a mask, would write as much again: only a block of each row is
 added twice. A label's entry is set in place, in more than 16 bits.
 """
@@ -31,38 +32,44 @@ CACHED = 2**23  # bytes of exponentials that are summed before they leave the ca
 
 
 def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
-    """All rows at once if a gradient needs the exponentials, too: XLA finds that they are the same, and keeps them.
+    """All rows at once if a gradient of their dtype needs the exponentials, too: XLA keeps them in its place.
 
-    Else, or where a sum would write them a second time, as many rows at a time as the caches hold.
+    Else, or where a sum would write them a second time, as many rows at a time as the caches hold. To compute them
+    again for a gradient in 16 bits costs less than to write and read them in 32.
     """
     del exact, capped
     *batch, classes = rows.logits.shape
     maximum = rows.maximum()
     count, at_once = math.prod(batch), max(CACHED // (classes * rows.dtype.itemsize), os.cpu_count() or 1)
-    if count <= at_once or not (alone or (_block_count(classes) == 1 and classes > FEW)):
-        return maximum, _others(rows, defined(maximum, empty))
+    keeps = not alone and rows.logits.dtype == rows.dtype
+    if count <= at_once or (keeps and (classes <= FEW or _block_count(classes) > 1)):
+        return maximum, _others(*_sums(rows, defined(maximum, empty)))
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
-    is_narrow = logits.dtype.itemsize == 2
-    if is_narrow:  # XLA cuts such floats out of a float32 copy of the whole array, but not their bits
-        logits = lax.bitcast_convert_type(logits, jnp.uint16)
 
     def step(turn: Any, found: Array) -> Array:
-        first = turn * at_once  # of the last turn less, as far as the array goes: slices see to that
-        some, tops = (lax.dynamic_slice_in_dim(array, first, at_once) for array in (logits, top))
-        part = Rows(lax.bitcast_convert_type(some, rows.logits.dtype) if is_narrow else some)
-        return lax.dynamic_update_slice_in_dim(found, _others(part, tops), first, 0)
+        first = lax.convert_element_type(turn * at_once, jnp.uint32)  # of the last turn less: slices see to that
+        part, tops = Rows(_some_rows(logits, first, at_once)), lax.dynamic_slice_in_dim(top, first, at_once)
+        return lax.dynamic_update_slice_in_dim(found, jnp.stack(_sums(part, tops)), first, 1)
 
-    others = fori_loop(0, -(-count // at_once), step, jnp.zeros_like(top))
-    return maximum, others.reshape(batch)
+    total, smaller = fori_loop(0, -(-count // at_once), step, jnp.zeros_like(top, shape=(2, count)))
+    return maximum, _others(total, smaller).reshape(batch)
 
 
-def _others(rows: Rows, maximum: Array) -> Array:
+def _some_rows(logits: Array, first: Array, count: int) -> Array:
+    if logits.dtype.itemsize > 2:
+        return lax.dynamic_slice_in_dim(logits, first, count)
+    # XLA cuts such floats out of a float32 copy of the whole array, but not their bits. Without the barrier it would
+    # copy those of all rows before the loop.
+    logits, first = lax.optimization_barrier((logits, first))
+    bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(logits, jnp.uint16), first, count)
+    return lax.bitcast_convert_type(bits, logits.dtype)
+
+
+def _others(total: Array, smaller: Array) -> Array:
     """The exponentials' sum without the largest: their total less 1 unit, unless that cancels.
 
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
     """
-    terms = series(rows.z(), maximum[..., None])
-    total, smaller = _sums(terms, _block_count(terms.shape[-1]))
     return select(total < 2 * ONE, smaller, total - UNIT)
 
 
@@ -75,8 +82,10 @@ def _block_count(classes: int) -> int:
     return next(count for count in range(root, 0, -1) if classes % count == 0)
 
 
-def _sums(terms: Array, blocks: int) -> tuple[Array, Array]:
-    """The sum of each row, and that of the terms less than a unit if only one is not."""
+def _sums(rows: Rows, maximum: Array) -> tuple[Array, Array]:
+    """The exponentials' sum of each row, and that of those less than a unit if only one is not."""
+    terms = series(rows.z(), maximum[..., None])
+    blocks = _block_count(terms.shape[-1])
     if terms.shape[-1] <= FEWEST:  # of arrays of one class each, which XLA fuses with what makes them
         each = [lax.index_in_dim(terms, k, -1, keepdims=False) for k in range(terms.shape[-1])]
         return add_in_pairs(each), add_in_pairs([_below_one(term) for term in each])
@@ -125,8 +134,9 @@ def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, 
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
-    if rows.dtype.itemsize == 2:  # XLA scatters these through a float32 copy of the whole array
-        return tpu.place_label(rows, entries, index)
+    if rows.dtype.itemsize == 2:  # XLA scatters these through a float32 copy of the whole array, and selects in float32
+        bits, entries_bits = (lax.bitcast_convert_type(x, jnp.uint16) for x in (rows, entries))
+        return lax.bitcast_convert_type(tpu.place_label(bits, entries_bits, index), rows.dtype)
     batch = tuple(range(rows.ndim - 1))
     numbers = lax.ScatterDimensionNumbers((), (rows.ndim - 1,), (rows.ndim - 1,), batch, batch)
     entries = lax.reshape(entries, rows.shape[:-1])
