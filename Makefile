@@ -98,10 +98,11 @@ docs: $(VENV)/.installed-docs ## Build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "==> Open docs/_build/html/index.html"
 
-# Freed memory is kept: else each result above 32 MB is made of fresh pages, for some programs and not for others.
+# Freed memory is kept: else large results are made of fresh pages, of some programs and not of others. That of threads,
+# which have arenas of their own, would be given back whatever the thresholds are.
 bench: $(VENV)/.installed ## Time jsoftmax beside its peers (some minutes)
 	@echo "==> Measuring"
-	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 $(BIN)/python -m benchmarks
+	@MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 $(BIN)/python -m benchmarks
 
 # The build backend, its helper and uv are used here but are no dependency of jsoftmax, so they are named.
 lock: $(VENV)/.created ## Renew constraints.txt and tests/oldest.txt

@@ -64,6 +64,7 @@ class _Format(NamedTuple):
     high: float  # log 2, rounded to so few bits that its product with any n is exact
     low: float  # and the rest of it
     coefficients: tuple[float, ...]  # of e^r in powers of r, to about an eighth of an ulp
+    few: tuple[float, ...]  # to a millionth
 
 
 @functools.cache
@@ -82,6 +83,7 @@ def number_format(dtype: np.dtype) -> _Format:
         high,
         float(Decimal(2).ln() - Decimal(high)),
         _coefficients(11 if wide else 6),
+        _coefficients(5),
     )
 
 
@@ -104,14 +106,36 @@ def exponentials(z: Array, maximum: Array) -> Array:
     z, maximum = together(z, maximum)
     # Of −∞ the rounding error is NaN, and of numbers far below, 2ⁿ is no exponent; `select` takes neither.
     difference, error = exact_difference(at_most(maximum, z), maximum)
-    n = lax.round(lax.mul(difference, number(1 / math.log(2))), lax.RoundingMethod.TO_NEAREST_EVEN)
+    n = _powers_of_two(difference)
     r = lax.add(lax.sub(difference, lax.mul(n, number(form.high))), error)
     r = lax.sub(r, lax.mul(n, number(form.low)))
-    series = lax.full_like(r, form.coefficients[-1])
-    for coefficient in form.coefficients[-2::-1]:
+    return _in_units(n, r, form, form.coefficients)
+
+
+def for_rounding(z: Array, maximum: Array) -> Array:
+    """`exponentials`, to 2⁻¹⁷: enough for results in 16 bits, of differences that are exact."""
+    form = number_format(z.dtype)
+    z, maximum = together(z, maximum)
+    difference = lax.sub(at_most(maximum, z), maximum)
+    n = _powers_of_two(difference)
+    r = lax.sub(difference, lax.mul(n, z.dtype.type(math.log(2))))
+    return _in_units(n, r, form, form.few)
+
+
+def _powers_of_two(difference: Array) -> Array:
+    """n of the formula above, as a float."""
+    scaled = lax.mul(difference, difference.dtype.type(1 / math.log(2)))
+    return lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
+
+
+def _in_units(n: Array, r: Array, form: _Format, coefficients: tuple[float, ...]) -> Array:
+    """UNIT · 2ⁿ · e^r, 0 where that is subnormal."""
+    number = n.dtype.type
+    series = lax.full_like(r, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
         series = lax.add(lax.mul(series, r), number(coefficient))
     bits = lax.bitcast_convert_type(lax.add(n, number(form.bias)), form.integers)
-    power = lax.bitcast_convert_type(lax.shift_left(bits, bits.dtype.type(form.mantissa)), z.dtype)
+    power = lax.bitcast_convert_type(lax.shift_left(bits, bits.dtype.type(form.mantissa)), n.dtype)
     return lax.select(lax.lt(n, number(form.least)), lax.full_like(n, 0), lax.mul(series, power))
 
 

@@ -22,6 +22,7 @@ class How(NamedTuple):
     implementation: str | None
     exact: bool  # as `Rows.has_exact_differences`
     only_p: bool = False  # of the rows: 1 − p and log p are not asked for, and None
+    rounded: bool = False  # to 16 bits, after one product with the rows' p; and exact
 
 
 class Shares(NamedTuple):
@@ -51,7 +52,7 @@ def row_shares(rows: Rows, implementation: str | None = None) -> Shares:
 
 def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array, *, at_label: bool = False) -> Shares:
     del logsumexp
-    scaled, p = forms.shares(z, maximum, others, how.exact, how.implementation)
+    scaled, p = forms.shares(z, maximum, others, how.exact, how.rounded and not at_label, how.implementation)
     if how.only_p and not at_label:
         return Shares(scaled, p)
     log_p = gap(z, maximum) - jnp.log1p(others)

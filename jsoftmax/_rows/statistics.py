@@ -202,7 +202,10 @@ def _differentiable(rows: Rows):
 def _shares(config: Config, rows: Rows, state: RowState) -> tuple[Shares, Shares | None]:
     label_z = None if rows.integer_labels is None else rows.label_z()
     only_p = rows.dense_labels is None and rows.class_weights is None and "entropy" not in config.want
-    how = How(rows.shards, config.implementation, rows.has_exact_differences, only_p)
+    exact = rows.has_exact_differences
+    # Neither a difference of p and a weight nor, by the other rule, a sum of products with tangents.
+    rounded = exact and only_p and "mean_log_prob" not in config.want and config.derivative == "vjp"
+    how = How(rows.shards, config.implementation, exact, only_p, rounded)
     return probabilities(rows.z(), label_z, state, how)
 
 

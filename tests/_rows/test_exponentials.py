@@ -7,7 +7,7 @@ import oracle
 import pytest
 from oracle import FIFTY_DIGITS
 
-from jsoftmax._rows.exponentials import UNIT, exponentials
+from jsoftmax._rows.exponentials import UNIT, exponentials, for_rounding
 
 pytestmark = pytest.mark.exact
 
@@ -27,6 +27,17 @@ def test_right_to_little_more_than_an_ulp(dtype, maximum, x64):
     error = oracle.ulps(jax.jit(exponentials)(z, top), exact, dtype)
     assert np.max(error) <= 1.2
     assert np.median(error) <= 0.4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_right_enough_to_be_rounded(dtype):
+    """Of differences that are exact: all between two floats of 16 bits down to the smallest normal number."""
+    top = jnp.float32(3.5)
+    z = jnp.asarray(np.arange(-11_100, 1) / 128, dtype).astype(jnp.float32) + top
+    exact = np.exp(np.asarray(z - top, float)) * UNIT
+    np.testing.assert_allclose(jax.jit(for_rounding)(z, top), exact, rtol=2.0**-17)
+    ends = for_rounding(jnp.array([top, -jnp.inf, jnp.nan]), top)
+    np.testing.assert_array_equal(ends, np.array([UNIT, 0, np.nan]))
 
 
 @both_dtypes

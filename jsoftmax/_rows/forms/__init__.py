@@ -3,13 +3,13 @@
     row_state(rows, empty, exact, capped, alone)    the largest logit of each row, and UNIT times the others'
                                                     exponentials' sum
     exponentials(z, maximum)                        UNIT · e^(z − maximum)
-    shares(z, maximum, others, exact)               the probabilities, in units and as they are
+    shares(z, maximum, others, exact, rounded)      the probabilities, in units and as they are
     place_label(rows, entries, index)               rows with the entries at their labels set
 
 `exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap, `alone` whether nothing else of the
-program needs the exponentials. Another form is another file and a name below. Each is the worst choice on the others'
-machine (docs/architecture.md). The functions here take the form that suits the machine that the program is compiled
-for, or the one that is named.
+program needs the exponentials, `rounded` whether p is exact in that sense, and a product with it rounded to 16 bits.
+Another form is another file and a name below. Each is the worst choice on the others' machine (docs/architecture.md).
+The functions here take the form that suits the machine that the program is compiled for, or the one that is named.
 """
 
 import functools
@@ -50,8 +50,10 @@ def exponentials(z: Array, maximum: Array, implementation: str | None) -> Array:
     return choose(implementation, _forms("exponentials"), z, z, maximum)
 
 
-def shares(z: Array, maximum: Array, others: Array, exact: bool, implementation: str | None) -> tuple[Array, Array]:
-    return choose(implementation, _forms("shares", exact), z, z, maximum, others, results=2)
+def shares(
+    z: Array, maximum: Array, others: Array, exact: bool, rounded: bool, implementation: str | None
+) -> tuple[Array, Array]:
+    return choose(implementation, _forms("shares", exact, rounded), z, z, maximum, others, results=2)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series
+from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series, for_rounding
 from jsoftmax._rows.forms import tpu
-from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
+from jsoftmax._rows.forms.series import exponentials as exponentials, shares_of
 from jsoftmax._rows.primitives import select
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.varying import fori_loop
@@ -40,7 +40,7 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     del exact, capped
     *batch, classes = rows.logits.shape
     maximum = rows.maximum()
-    count, at_once = math.prod(batch), max(CACHED // (classes * rows.dtype.itemsize), os.cpu_count() or 1)
+    count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
     keeps = not alone and rows.logits.dtype == rows.dtype
     if count <= at_once or (keeps and (classes <= FEW or _block_count(classes) > 1)):
         return maximum, _others(*_sums(rows, defined(maximum, empty)))
@@ -53,6 +53,10 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
 
     total, smaller = fori_loop(0, -(-count // at_once), step, jnp.zeros_like(top, shape=(2, count)))
     return maximum, _others(total, smaller).reshape(batch)
+
+
+def _rows_at_once(classes: int, dtype: np.dtype) -> int:
+    return max(CACHED // (classes * dtype.itemsize), os.cpu_count() or 1)
 
 
 def _some_rows(logits: Array, first: Array, count: int) -> Array:
@@ -131,6 +135,13 @@ def _plain_sum(terms: Array) -> Array:
 def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
     total, rounded_off = exact_difference(left[0], -right[0])
     return total, left[1] + right[1] + rounded_off
+
+
+def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) -> tuple[Array, Array]:
+    """UNIT · p and p: of the exponentials that were summed, if they are still there."""
+    del exact
+    again = rounded and math.prod(z.shape[:-1]) > _rows_at_once(z.shape[-1], z.dtype)
+    return shares_of((for_rounding if again else series)(z, maximum), others)
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:

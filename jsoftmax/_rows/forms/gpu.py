@@ -68,8 +68,9 @@ def exponentials(z: Array, maximum: Array) -> Array:
     return _corrected(*_in_units(jnp.minimum(z, maximum), maximum), False)
 
 
-def shares(z: Array, maximum: Array, others: Array, exact: bool) -> tuple[Array, Array]:
+def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) -> tuple[Array, Array]:
     """UNIT · p and p: one exponential and one factor a row. No p that is a normal number is made of one that is not."""
+    del rounded
     share, z = 1 / (1 + others), jnp.minimum(z, maximum)
     scaled, error = _in_units(z, maximum)
     plain = jnp.exp(z - maximum)
