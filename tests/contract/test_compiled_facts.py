@@ -134,8 +134,9 @@ def test_memory_of_activations(name, dtype):
     [
         (jnp.float32, False, 1),  # the maximum, before the loop
         (jnp.float32, True, 4),  # the maximum; exponentials; their sums; and the gradient
-        (jnp.bfloat16, False, 1),
-        (jnp.bfloat16, True, 2),  # the maximum, before the loop; the gradient behind it
+        pytest.param(jnp.bfloat16, False, 1, marks=as_of_jax_0_10),
+        # The maximum, before the loop; the gradient behind it.
+        pytest.param(jnp.bfloat16, True, 2, marks=as_of_jax_0_10),
     ],
 )
 def test_passes_over_the_logits(dtype, gradient, most):
@@ -195,7 +196,7 @@ def test_size_of_the_program(classes, operations):
     assert 100 < len(re.findall(r" = \"?stablehlo\.", text)) <= operations
     entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", lowered.compile().as_text(), re.MULTILINE | re.DOTALL).group(1)
     steps = [name for name, _, operation, _, _ in INSTRUCTION.findall(entry) if operation not in FREE | {"constant"}]
-    assert 10 < len(steps) <= 26
+    assert 10 < len(steps) <= (26 if cpu.HAS_LIBRARY else 27)
 
 
 def test_blocks_read_the_kernel_in_its_own_dtype():
