@@ -42,6 +42,8 @@ def row_state(rows: Rows, empty: Array | None, implementation: str | None, alone
     # What acts on the logits may sum over shards, which only a program that is traced can; and it fuses.
     bare = Rows(rows.logits if rows.transform.is_identity else rows.z())
     like = jnp.sum(bare.logits[..., :0], axis=-1, dtype=rows.dtype)
+    # A gradient in 16 bits has no place for exponentials in 32: to compute them again costs less than an array of them.
+    alone = alone or rows.logits.dtype != rows.dtype
     forms = _forms("row_state", rows.has_exact_differences, rows.transform.softcap is not None, alone)
     return choose(implementation, forms, like, bare, empty, results=2)
 

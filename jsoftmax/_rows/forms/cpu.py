@@ -32,17 +32,15 @@ CACHED = 2**23  # bytes of exponentials that are summed before they leave the ca
 
 
 def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
-    """All rows at once if a gradient of their dtype needs the exponentials, too: XLA keeps them in its place.
+    """All rows at once if a gradient needs the exponentials, too: XLA finds that they are the same, and keeps them.
 
-    Else, or where a sum would write them a second time, as many rows at a time as the caches hold. To compute them
-    again for a gradient in 16 bits costs less than to write and read them in 32.
+    Else, or where a sum would write them a second time, as many rows at a time as the caches hold.
     """
     del exact, capped
     *batch, classes = rows.logits.shape
     maximum = rows.maximum()
     count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
-    keeps = not alone and rows.logits.dtype == rows.dtype
-    if count <= at_once or (keeps and (classes <= FEW or _block_count(classes) > 1)):
+    if count <= at_once or not (alone or (_block_count(classes) == 1 and classes > FEW)):
         return maximum, _others(*_sums(rows, defined(maximum, empty)))
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
 
