@@ -65,6 +65,12 @@ def test_a_row_of_no_batch(form):
         np.testing.assert_allclose(others, (classes - 1) / 2, rtol=1e-6)
 
 
+def assert_rounded_once(found, expected):
+    info = jnp.finfo(found.dtype)
+    half_a_place = 0.51 * float(info.eps), 0.51 * float(info.smallest_subnormal)
+    np.testing.assert_allclose(np.asarray(found, float), expected, rtol=half_a_place[0], atol=half_a_place[1])
+
+
 @pytest.fixture
 def three_at_once(monkeypatch):
     """On CPUs, rows take turns, three at a time, the last ones some of those before them."""
@@ -128,9 +134,19 @@ def test_gradients_in_turns_in_any_layout(dtype, three_at_once):
     for function, arguments in ((gradient, here), (jax.vmap(gradient), here), (split, placed), (gradient, placed)):
         found = jax.jit(function)(*arguments)
         assert found.dtype == dtype
-        info = jnp.finfo(dtype)
-        half = 0.51 * float(info.eps), 0.51 * float(info.smallest_subnormal)
-        np.testing.assert_allclose(np.asarray(found, float), expected, rtol=half[0], atol=half[1])
+        assert_rounded_once(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits_in_turns(dtype, three_at_once):
+    """The loss and the gradient of the same numbers in float32, which is rounded once."""
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.asarray(rng.normal(size=(8, 35)) * 3, dtype), jnp.arange(8)
+    loss = jax.jit(jax.value_and_grad(lambda z: jsoftmax.softmax_cross_entropy_with_integer_labels(z, labels).sum()))
+    assert "while" in loss.lower(logits).as_text()
+    (value, slope), (expected, wide) = loss(logits), loss(logits.astype(jnp.float32))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert_rounded_once(slope, wide)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -63,8 +63,8 @@ def _some_rows(logits: Array, first: Array, count: int) -> Array:
     # XLA cuts such floats out of a float32 copy of the whole array, but not their bits. Without the barrier it would
     # copy those of all rows before the loop.
     logits, first = lax.optimization_barrier((logits, first))
-    bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(logits, jnp.uint16), first, count)
-    return lax.bitcast_convert_type(bits, logits.dtype)
+    bits = lax.bitcast_convert_type(logits, f"uint{8 * logits.dtype.itemsize}")
+    return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, first, count), logits.dtype)
 
 
 def _others(total: Array, smaller: Array) -> Array:
