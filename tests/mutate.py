@@ -76,7 +76,7 @@ OWN = {
     "varying": ["contract/test_sharding.py"],
     "weights": ["_losses/test_margins.py", "_policies/test_policies.py"],
 }
-CONTRACT = [f"contract/test_{name}.py" for name in ("edges", "accuracy", "transformations")]
+CONTRACT = [f"contract/test_{name}.py" for name in ("compiled_facts", "edges", "accuracy", "transformations")]
 CONTRACT += ["_rows", "_losses", "contract/test_sharding.py", "contract/test_fuzz.py"]
 
 
