@@ -119,12 +119,12 @@ def test_memory_of_the_value_alone(dtype):
 @both_dtypes
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_memory_of_activations(name, dtype):
-    """Beside the result: what the caches hold. Beside the gradient: that of softmax keeps the result, in float32.
+    """Beside the result: nothing, or what the caches hold. Beside the gradient: that of softmax keeps the result.
 
     Exponentials in float32 take the place of a result in float32.
     """
     alone = activation_program(name, dtype, gradient=False).memory_analysis().temp_size_in_bytes
-    assert alone <= cpu.CACHED + PER_ROW
+    assert alone <= (cpu.CACHED if name == "logsumexp" else 0) + PER_ROW
     allowed = ACTIVATIONS[name][0 if dtype == jnp.float32 else 1]
     assert copies(activation_program(name, dtype, gradient=True), dtype) <= allowed
 
@@ -134,16 +134,16 @@ def test_memory_of_activations(name, dtype):
     [
         (jnp.float32, False, 1),  # the maximum, before the loop
         (jnp.float32, True, 4),  # the maximum; exponentials; their sums; and the gradient
-        pytest.param(jnp.bfloat16, False, 1, marks=as_of_jax_0_10),
-        # The maximum, before the loop; the gradient behind it.
-        pytest.param(jnp.bfloat16, True, 2, marks=as_of_jax_0_10),
+        (jnp.bfloat16, False, 1 if cpu.HAS_LIBRARY else 2),  # before JAX 0.10, and a copy in float32
+        (jnp.bfloat16, True, 2 if cpu.HAS_LIBRARY else 3),  # the maximum, before the loop; the gradient behind it
     ],
 )
 def test_passes_over_the_logits(dtype, gradient, most):
     """Beside a loop over parts that fit the caches, which reads the logits once for exponentials and their sums."""
     program = loss_program("integer", dtype, gradient)
     assert 0 < passes(program) <= most
-    assert (" while(" in program.as_text()) == (most < 3)
+    keeps_exponentials = gradient and dtype == jnp.float32
+    assert (" while(" in program.as_text()) != keeps_exponentials
 
 
 @pytest.mark.parametrize(("dtype", "gradient", "most"), [(jnp.float32, False, 6.2), (jnp.float32, True, 10.2)])

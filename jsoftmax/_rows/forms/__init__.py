@@ -7,9 +7,10 @@
     place_label(rows, entries, index)               rows with the entries at their labels set
 
 `exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap, `alone` whether nothing else of the
-program needs the exponentials, `rounded` whether p is exact in that sense, and a product with it rounded to 16 bits.
-Another form is another file and a name below. Each is the worst choice on the others' machine (docs/architecture.md).
-The functions here take the form that suits the machine that the program is compiled for, or the one that is named.
+program needs the exponentials or has a place for them, `rounded` whether p is exact in that sense, and a product with
+it rounded to 16 bits. Another form is another file and a name below. Each is the worst choice on the others' machine
+(docs/architecture.md). The functions here take the form that suits the machine that the program is compiled for, or
+the one that is named.
 """
 
 import functools
