@@ -37,14 +37,16 @@ def at_most(maximum: Array, z: Array) -> Array:
 
 def gap(z: Array, maximum: Array) -> Array:
     """z − maximum ≤ 0."""
-    return at_most(maximum, z) - maximum
+    z, maximum = together(z, maximum)
+    return lax.sub(at_most(maximum, z), maximum)
 
 
 def exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
     """a − b, rounded, and what the rounding took away (Knuth's two-sum)."""
-    difference = a - b
-    back = difference - a
-    return difference, (a - (difference - back)) - (b + back)
+    a, b = together(a, b)
+    difference = lax.sub(a, b)
+    back = lax.sub(difference, a)
+    return difference, lax.sub(lax.sub(a, lax.sub(difference, back)), lax.add(b, back))
 
 
 def add_in_pairs(parts: list[Array]) -> Array:
@@ -115,8 +117,7 @@ def exponentials(z: Array, maximum: Array) -> Array:
 def for_rounding(z: Array, maximum: Array) -> Array:
     """`exponentials`, to 2⁻¹⁷: enough for results in 16 bits, of differences that are exact."""
     form = number_format(z.dtype)
-    z, maximum = together(z, maximum)
-    difference = lax.sub(at_most(maximum, z), maximum)
+    difference = gap(z, maximum)
     n = _powers_of_two(difference)
     r = lax.sub(difference, lax.mul(n, z.dtype.type(math.log(2))))
     return _in_units(n, r, form, form.few)

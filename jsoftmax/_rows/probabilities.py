@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax._rows import forms
 from jsoftmax._rows.exponentials import UNIT, gap
@@ -55,11 +55,13 @@ def _shares(how: How, z: Array, maximum: Array, others: Array, logsumexp: Array,
     scaled, p = forms.shares(z, maximum, others, how.exact, how.rounded and not at_label, how.implementation)
     if how.only_p and not at_label:
         return Shares(scaled, p)
-    log_p = gap(z, maximum) - jnp.log1p(others)
-    # Where p itself is not asked for, this exponential, good enough for 1 − p, is the only one to be compiled.
-    subtracted = jnp.exp(log_p) if at_label else p
+    below = gap(z, maximum)
+    log_p = below - lax.log1p(others)
     # A largest class is the only one for which 1 − p would cancel.
-    not_p = select(z >= maximum, others / (1 + others), 1 - subtracted)
+    if at_label:  # without p, which may not be asked for, and with one division, where one step of the program ends
+        not_p = select(z >= maximum, others, 1 + others - lax.exp(below)) / (1 + others)
+    else:
+        not_p = select(z >= maximum, others / (1 + others), 1 - p)
     return Shares(scaled, p, not_p, log_p)
 
 

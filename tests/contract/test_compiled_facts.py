@@ -29,7 +29,9 @@ integer = jsoftmax.softmax_cross_entropy_with_integer_labels
 # The loss, and how many arrays as large as the logits it keeps beside its results: in float32, in bfloat16.
 LOSSES = {
     "integer": (integer, 0, 0),
-    "integer, jvp": (functools.partial(integer, derivative="jvp"), 0, 2),
+    "integer, jvp": (functools.partial(integer, derivative="jvp"), 0, 0),
+    "temperature": (functools.partial(integer, temperature=2.0), 0, 2),
+    "soft cap": (functools.partial(integer, softcap=30.0), 1, 4),
     "smoothed, z-loss": (functools.partial(integer, label_smoothing=0.1, z_loss=1e-4), 1, 2),
     "focal": (jsoftmax.softmax_focal_loss, 0, 0),
     "poly": (jsoftmax.poly_loss_cross_entropy, 0, 0),
@@ -101,8 +103,8 @@ def passes(program):
 def test_memory_of_value_and_gradient(name, dtype):
     """Beside the gradient: nothing as large as the logits. Exponentials in float32 take the place of its gradient.
 
-    For one in bfloat16 they are computed again; `derivative="jvp"` has a gradient in float32 first. A mean
-    log-probability has an array of its own.
+    For one in bfloat16 they are computed again, of what a transformation makes of the logits, which is in float32. A
+    soft cap keeps its slope as well, a mean log-probability has an array of its own.
     """
     assert copies(loss_program(name, dtype), dtype) <= LOSSES[name][1 if dtype == jnp.float32 else 2]
 
@@ -146,22 +148,23 @@ def test_passes_over_the_logits(dtype, gradient, most):
     assert (" while(" in program.as_text()) != keeps_exponentials
 
 
-@pytest.mark.parametrize(("dtype", "gradient", "most"), [(jnp.float32, False, 6.2), (jnp.float32, True, 10.2)])
+@pytest.mark.parametrize(("dtype", "gradient", "most"), [(jnp.float32, False, 3.2), (jnp.float32, True, 8.3)])
 def test_bytes_accessed(dtype, gradient, most):
-    """In copies of the logits, by XLA's own count, which takes a gather or a scatter for the whole of its operand.
+    """In copies of the logits, by XLA's own count, which takes a gather for the whole of its operand, and a loop once.
 
-    A maximum, exponentials, a sum, and two gathers; with the gradient, one pass that reads and writes, and a scatter in
-    place, which counts as two.
+    A maximum and two gathers, of which one is the label's; with the gradient, exponentials, their sums, and one pass
+    that reads and writes.
     """
     cost = loss_program("integer", dtype, gradient).cost_analysis()
     assert cost["bytes accessed"] <= most * ROWS * CLASSES * jnp.dtype(dtype).itemsize
 
 
-@as_of_jax_0_10
 def test_rule_for_reverse_mode_alone_is_the_leaner():
-    """What `derivative="vjp"` saves, and why it is the default: a pass over the logits."""
-    default, every_mode = (loss_program(name, jnp.float32) for name in ("integer", "integer, jvp"))
-    assert passes(default) < passes(every_mode)
+    """What `derivative="vjp"` saves, and why it is the default: in float32, the second time of each exponential."""
+    default, every_mode = (
+        loss_program(name, jnp.float32).cost_analysis()["flops"] for name in ("integer", "integer, jvp")
+    )
+    assert default < 0.6 * every_mode
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -180,11 +183,11 @@ def test_few_classes_write_no_exponentials():
 
 
 # Without the library, sums of up to 32 blocks take more.
-@pytest.mark.parametrize(("classes", "operations"), [(10, 520), (1000, 470 if cpu.HAS_LIBRARY else 490), (32_000, 470)])
+@pytest.mark.parametrize(("classes", "operations"), [(10, 430), (1000, 370 if cpu.HAS_LIBRARY else 405), (32_000, 370)])
 def test_size_of_the_program(classes, operations):
     """What is traced and compiled for value and gradient, which everyone waits for: one form, whatever the classes.
 
-    So many operations go into XLA, more where classes are added one by one, and 26 steps come out, of which half are a
+    So many operations go into XLA, more where classes are added one by one, and 18 steps come out, of which half are a
     few numbers a row.
     """
     program = jax.jit(jax.value_and_grad(lambda logits, labels: integer(logits, labels).mean()))
@@ -196,7 +199,7 @@ def test_size_of_the_program(classes, operations):
     assert 100 < len(re.findall(r" = \"?stablehlo\.", text)) <= operations
     entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", lowered.compile().as_text(), re.MULTILINE | re.DOTALL).group(1)
     steps = [name for name, _, operation, _, _ in INSTRUCTION.findall(entry) if operation not in FREE | {"constant"}]
-    assert 10 < len(steps) <= (26 if cpu.HAS_LIBRARY else 27)
+    assert 9 < len(steps) <= (18 if cpu.HAS_LIBRARY else 24)
 
 
 def test_blocks_read_the_kernel_in_its_own_dtype():

@@ -2,7 +2,7 @@
 
 Where a gradient will take their place, they are all there at once, and computed once; else a few rows' at a time.
 Nothing is fused into such a sum, so a second one, with a mask, would write as much again: only a block of each row is
-added twice. A label's entry is set in place, in more than 16 bits.
+added twice.
 """
 
 import math
@@ -24,9 +24,10 @@ from jsoftmax._rows.varying import fori_loop
 # A largest class counts as one unit even if compilers rounded its logit in two ways, where it was computed twice.
 ONE = UNIT * (1 - 2.0**-10)
 FEWEST = 16  # classes, which are added to each other in pairs
-FEW = 64  # classes, which are one block
+FEW, FEW_IN_CACHES = 64, 256  # classes, which are one block
+SHORTEST = 120  # classes in a block: the library takes longer over each of fewer
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
-LIBRARY_SIZE = 2**13  # numbers in an array, from which its sums are the library's
+LIBRARY_SIZE = 2**14  # numbers in an array, from which its sums are the library's
 BLOCK = lax.GatherDimensionNumbers((1,), (), (1,), (0,), (0,))  # of each row, by its first class
 CACHED = 2**23  # bytes of exponentials that are summed before they leave the caches
 
@@ -40,17 +41,17 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     *batch, classes = rows.logits.shape
     maximum = rows.maximum()
     count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
-    if count <= at_once or not (alone or (_block_count(classes) == 1 and classes > FEW)):
-        return maximum, _others(*_sums(rows, defined(maximum, empty)))
+    fits = count <= at_once
+    if fits or not (alone or (_block_count(classes) == 1 and classes > FEW)):
+        return maximum, _others(*_sums(rows, defined(maximum, empty), fits))
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
 
     def step(turn: Any, found: Array) -> Array:
         first = lax.convert_element_type(turn * at_once, jnp.uint32)  # of the last turn less: slices see to that
         part, tops = Rows(_some_rows(logits, first, at_once)), lax.dynamic_slice_in_dim(top, first, at_once)
-        return lax.dynamic_update_slice_in_dim(found, jnp.stack(_sums(part, tops)), first, 1)
+        return lax.dynamic_update_slice_in_dim(found, _others(*_sums(part, tops, True)), first, 0)
 
-    total, smaller = fori_loop(0, -(-count // at_once), step, jnp.zeros_like(top, shape=(2, count)))
-    return maximum, _others(total, smaller).reshape(batch)
+    return maximum, fori_loop(0, -(-count // at_once), step, lax.full_like(top, 0)).reshape(batch)
 
 
 def _rows_at_once(classes: int, dtype: np.dtype) -> int:
@@ -72,37 +73,41 @@ def _others(total: Array, smaller: Array) -> Array:
 
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
     """
-    return select(total < 2 * ONE, smaller, total - UNIT)
+    number = total.dtype.type
+    return lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
 
 
 def _block_count(classes: int) -> int:
-    """The largest divisor of `classes` up to its root: about as many blocks as there are classes in each.
+    """A divisor of `classes`: as many blocks as there are classes in each, or few enough that these are not too short.
 
     A prime number of classes is one block.
     """
-    root = 1 if classes <= FEW else math.isqrt(classes)
-    return next(count for count in range(root, 0, -1) if classes % count == 0)
+    most = min(math.isqrt(classes), max(classes // SHORTEST, 2))
+    return next(count for count in range(most, 0, -1) if classes % count == 0)
 
 
-def _sums(rows: Rows, maximum: Array) -> tuple[Array, Array]:
+def _sums(rows: Rows, maximum: Array, cached: bool) -> tuple[Array, Array]:
     """The exponentials' sum of each row, and that of those less than a unit if only one is not."""
     terms = series(rows.z(), maximum[..., None])
-    blocks = _block_count(terms.shape[-1])
-    if terms.shape[-1] <= FEWEST:  # of arrays of one class each, which XLA fuses with what makes them
-        each = [lax.index_in_dim(terms, k, -1, keepdims=False) for k in range(terms.shape[-1])]
+    *batch, classes = terms.shape
+    blocks = 1 if classes <= (FEW_IN_CACHES if cached else FEW) else _block_count(classes)
+    if classes <= FEWEST:  # of arrays of one class each, which XLA fuses with what makes them
+        each = [lax.index_in_dim(terms, k, -1, keepdims=False) for k in range(classes)]
         return add_in_pairs(each), add_in_pairs([_below_one(term) for term in each])
     if blocks == 1:
-        return _sum(terms), _sum(_below_one(terms))
-    *batch, classes = terms.shape
+        total, smaller = _sums_of(terms, _below_one(terms))
+        return total, smaller
     flat, length = lax.reshape(terms, (math.prod(batch), classes)), classes // blocks
     # Without the barrier, XLA would make one sum of all terms of the two, and read them all once more.
-    sums = lax.optimization_barrier(_sum(lax.reshape(flat, (flat.shape[0], blocks, length))))
+    (sums,) = _sums_of(lax.reshape(flat, (flat.shape[0], blocks, length)))
+    sums = lax.optimization_barrier(sums)
     # If one block holds a largest class; if several do, `smaller` is not asked for.
     order = select(_is_one(sums), lax.broadcasted_iota(terms.dtype, sums.shape, 1), 0)
-    which = lax.convert_element_type(_plain_sum(order), jnp.int32)
+    total, smaller, which = _sums_of(sums, _below_one(sums), order)
+    which = lax.convert_element_type(which, jnp.int32)
     block = lax.gather(flat, lax.expand_dims(which * length, (1,)), BLOCK, (1, length), mode="clip")
-    smaller = lax.add(_sum(_below_one(sums)), _sum(_below_one(block)))
-    return lax.reshape(_sum(sums), batch), lax.reshape(smaller, batch)
+    smaller = lax.add(smaller, *_sums_of(_below_one(block)))
+    return lax.reshape(total, batch), lax.reshape(smaller, batch)
 
 
 def _is_one(terms: Array) -> Array:
@@ -113,26 +118,25 @@ def _below_one(terms: Array) -> Array:
     return select(_is_one(terms), 0, terms)
 
 
-def _sum(terms: Array) -> Array:
-    """The sum over the last axis, right to about two ulps even for many equal terms.
+def _sums_of(*arrays: Array) -> list[Array]:
+    """The sums over the last axis of arrays of one shape, right to about two ulps even for many equal terms.
 
     The library adds along a tree, but is not asked for small arrays, nor before JAX 0.10. XLA itself adds up to 32
     terms one after another, with a bias if they are equal: there, what each addition rounds off is carried along.
     """
-    if terms.size >= LIBRARY_SIZE and (HAS_LIBRARY or terms.shape[-1] > 32):
-        return _plain_sum(terms)
-    zero = np.zeros((), terms.dtype)
-    total, rest = lax.reduce((terms, lax.full_like(terms, 0)), (zero, zero), _add, (terms.ndim - 1,))
-    return total + rest
+    like, zero = arrays[0], np.zeros((), arrays[0].dtype)
+    if like.size >= LIBRARY_SIZE and (HAS_LIBRARY or like.shape[-1] > 32):
+        return [lax.reduce(array, zero, lax.add, (like.ndim - 1,)) for array in arrays]
+    parts = (*arrays, *[lax.full_like(like, 0)] * len(arrays))
+    found = lax.reduce(parts, (zero,) * len(parts), _add, (like.ndim - 1,))
+    return list(map(lax.add, found[: len(arrays)], found[len(arrays) :]))
 
 
-def _plain_sum(terms: Array) -> Array:
-    return lax.reduce(terms, np.zeros((), terms.dtype), lax.add, (terms.ndim - 1,))
-
-
-def _add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-    total, rounded_off = exact_difference(left[0], -right[0])
-    return total, left[1] + right[1] + rounded_off
+def _add(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The sums of some numbers, then what was rounded off of each."""
+    half = len(left) // 2
+    totals, rests = zip(*map(exact_difference, left[:half], map(lax.neg, right[:half])), strict=True)
+    return *totals, *map(lax.add, map(lax.add, left[half:], right[half:]), rests)
 
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) -> tuple[Array, Array]:
@@ -143,10 +147,9 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
-    if rows.dtype.itemsize == 2:  # XLA scatters these through a float32 copy of the whole array, and selects in float32
-        bits, entries_bits = (lax.bitcast_convert_type(x, jnp.uint16) for x in (rows, entries))
-        return lax.bitcast_convert_type(tpu.place_label(bits, entries_bits, index), rows.dtype)
-    batch = tuple(range(rows.ndim - 1))
-    numbers = lax.ScatterDimensionNumbers((), (rows.ndim - 1,), (rows.ndim - 1,), batch, batch)
-    entries = lax.reshape(entries, rows.shape[:-1])
-    return lax.scatter(rows, index, entries, numbers, unique_indices=True, mode="promise_in_bounds")
+    if rows.dtype.itemsize > 2:
+        return tpu.place_label(rows, entries, index)
+    # XLA would select in float32, and round once more.
+    bits = f"uint{8 * rows.dtype.itemsize}"
+    rows_bits, entries_bits = (lax.bitcast_convert_type(x, bits) for x in (rows, entries))
+    return lax.bitcast_convert_type(tpu.place_label(rows_bits, entries_bits, index), rows.dtype)

@@ -1,8 +1,9 @@
 """Exponentials and probabilities for other machines than GPUs, by the library's own series."""
 
-from jax import Array
+from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, exponentials as exponentials
+from jsoftmax._rows.primitives import together
 
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) -> tuple[Array, Array]:
@@ -12,5 +13,6 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
 
 
 def shares_of(powers: Array, others: Array) -> tuple[Array, Array]:
-    scaled = powers * (1 / (1 + others))  # one division a row
-    return scaled, scaled / UNIT
+    powers, factor = together(powers, 1 / (1 + others))  # one division a row
+    scaled = lax.mul(powers, factor)
+    return scaled, lax.mul(scaled, scaled.dtype.type(1 / UNIT))

@@ -6,7 +6,7 @@ from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, exponentials as series
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares as shares
-from jsoftmax._rows.primitives import select
+from jsoftmax._rows.primitives import select, together
 from jsoftmax._rows.rows import Rows
 
 
@@ -31,4 +31,4 @@ def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array,
 
 
 def place_label(rows: Array, entries: Array, index: Array) -> Array:
-    return select(lax.broadcasted_iota(index.dtype, rows.shape, rows.ndim - 1) == index, entries, rows)
+    return select(lax.eq(*together(lax.broadcasted_iota(index.dtype, rows.shape, rows.ndim - 1), index)), entries, rows)
