@@ -117,7 +117,7 @@ def exponentials(z: Array, maximum: Array) -> Array:
 def for_rounding(z: Array, maximum: Array) -> Array:
     """`exponentials`, to 2⁻¹⁷: enough for results in 16 bits, of differences that are exact."""
     form = number_format(z.dtype)
-    difference = gap(z, maximum)
+    difference = lax.sub(*together(z, maximum))
     n = _powers_of_two(difference)
     r = lax.sub(difference, lax.mul(n, z.dtype.type(math.log(2))))
     return _in_units(n, r, form, form.few)

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from jsoftmax._rows import forms
 from jsoftmax._rows.dtypes import narrowed
 from jsoftmax._rows.exponentials import UNIT, gap
-from jsoftmax._rows.labels import is_class, label_index, take, take_label
+from jsoftmax._rows.labels import take, take_label
 from jsoftmax._rows.primitives import select
 from jsoftmax._rows.probabilities import How, Shares, probabilities
 from jsoftmax._rows.rows import Rows
@@ -243,9 +243,7 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     label_weight = None if weight is None else take_label(weight, labels)
     entry = terms(at_label, factor, at_label.not_p, label_weight)
     slope = terms(row, (0 if factor is None else factor) - b, None, weight)
-    if rows.shards.names:  # the label may be another shard's
-        entry = select(is_class(labels, slope.shape[-1])[..., None], entry, take_label(slope, labels))
-    return forms.place_label(slope, entry, label_index(labels, slope.shape[-1]), config.implementation)
+    return forms.place_label(slope, entry, lax.expand_dims(labels, (labels.ndim,)), config.implementation)
 
 
 def _toward_dense(rows: Rows, row: Shares) -> Array:

@@ -4,7 +4,7 @@
                                                     exponentials' sum
     exponentials(z, maximum)                        UNIT · e^(z − maximum)
     shares(z, maximum, others, exact, rounded)      the probabilities, in units and as they are
-    place_label(rows, entries, index)               rows with the entries at their labels set
+    place_label(rows, entries, labels)              rows with the entries at their labels set, if these are classes
 
 `exact` is `Rows.has_exact_differences`, `capped` whether there is a soft cap, `alone` whether nothing else of the
 program needs the exponentials or has a place for them, `rounded` whether p is exact in that sense, and a product with
@@ -60,8 +60,8 @@ def shares(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def place_label(rows: Array, entries: Array, index: Array, implementation: str | None) -> Array:
-    return choose(implementation, _forms("place_label"), rows, rows, entries, index)
+def place_label(rows: Array, entries: Array, labels: Array, implementation: str | None) -> Array:
+    return choose(implementation, _forms("place_label"), rows, rows, entries, labels)
 
 
 @place_label.defjvp

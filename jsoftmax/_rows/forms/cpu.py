@@ -146,10 +146,10 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
     return shares_of((for_rounding if again else series)(z, maximum), others)
 
 
-def place_label(rows: Array, entries: Array, index: Array) -> Array:
+def place_label(rows: Array, entries: Array, labels: Array) -> Array:
     if rows.dtype.itemsize > 2:
-        return tpu.place_label(rows, entries, index)
+        return tpu.place_label(rows, entries, labels)
     # XLA would select in float32, and round once more.
     bits = f"uint{8 * rows.dtype.itemsize}"
     rows_bits, entries_bits = (lax.bitcast_convert_type(x, bits) for x in (rows, entries))
-    return lax.bitcast_convert_type(tpu.place_label(rows_bits, entries_bits, index), rows.dtype)
+    return lax.bitcast_convert_type(tpu.place_label(rows_bits, entries_bits, labels), rows.dtype)

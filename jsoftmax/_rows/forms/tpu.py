@@ -30,5 +30,6 @@ def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array,
     return maximum, above + (1 + below / UNIT) * series(lesser, finite)
 
 
-def place_label(rows: Array, entries: Array, index: Array) -> Array:
-    return select(lax.eq(*together(lax.broadcasted_iota(index.dtype, rows.shape, rows.ndim - 1), index)), entries, rows)
+def place_label(rows: Array, entries: Array, labels: Array) -> Array:
+    classes = lax.broadcasted_iota(labels.dtype, rows.shape, rows.ndim - 1)
+    return select(lax.eq(*together(classes, labels)), entries, rows)
