@@ -15,7 +15,7 @@ pytestmark = pytest.mark.exact
 
 FORMS, DTYPES = ["cpu", "gpu", "tpu"], ["float32", "bfloat16", "float16"]
 # On and off multiples of the GPU form's 4 and 16 slices, and below both.
-SIZES = [1, 2, 3, 4, 5, 15, 16, 17, 35, 67]
+SIZES = [1, 2, 3, 4, 5, 15, 16, 17, 35, 67, 289]
 
 
 def rows_of_all_kinds(classes, dtype):
@@ -82,7 +82,7 @@ def three_at_once(monkeypatch):
 def test_state_of_rows_in_turns(dtype, three_at_once):
     state_of = jax.jit(lambda logits: row_state(Rows(logits), "cpu", alone=True))
     assert "while" in state_of.lower(rows_of_all_kinds(67, dtype)).as_text()
-    for classes in (1, 35, 67, 72):
+    for classes in (1, 35, 67, 72, 289):
         assert_state_is_right(state_of, classes, dtype)
 
 
@@ -91,7 +91,17 @@ def test_prime_number_of_classes_with_a_gradient(three_at_once):
     state_of = jax.jit(lambda logits: row_state(Rows(logits), "cpu"))
     assert "while" in state_of.lower(rows_of_all_kinds(67, "float32")).as_text()
     assert "while" not in state_of.lower(rows_of_all_kinds(72, "float32")).as_text()
-    assert_state_is_right(state_of, 67, "float32")
+    for classes in (65, 67, 72, 289):
+        assert_state_is_right(state_of, classes, "float32")
+
+
+@pytest.mark.parametrize(
+    ("classes", "blocks"), [(72, 2), (65, 5), (1000, 8), (289, 17), (32_000, 160), (50_257, 29), (1_000_003, 1)]
+)
+def test_blocks_divide_the_classes(classes, blocks):
+    """As many as there are classes in each, of at least 120 if there are two such; more if that does not divide."""
+    assert cpu._block_count(classes) == blocks
+    assert classes % blocks == 0
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES[:2], pytest.param(DTYPES[2], marks=pytest.mark.slow)])

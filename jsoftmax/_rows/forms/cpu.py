@@ -23,8 +23,8 @@ from jsoftmax._rows.varying import fori_loop
 
 # A largest class counts as one unit even if compilers rounded its logit in two ways, where it was computed twice.
 ONE = UNIT * (1 - 2.0**-10)
-FEWEST = 16  # classes, which are added to each other in pairs
-FEW, FEW_IN_CACHES = 64, 256  # classes, which are one block
+FEW = 64  # classes, which are added to each other in pairs
+ONE_BLOCK = 256  # classes at most, where the caches hold their exponentials
 SHORTEST = 120  # classes in a block: the library takes longer over each of fewer
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**14  # numbers in an array, from which its sums are the library's
@@ -43,13 +43,13 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
     fits = count <= at_once
     if fits or not (alone or (_block_count(classes) == 1 and classes > FEW)):
-        return maximum, _others(*_sums(rows, defined(maximum, empty), fits))
+        return maximum, _others(rows, defined(maximum, empty), fits)
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
 
     def step(turn: Any, found: Array) -> Array:
         first = lax.convert_element_type(turn * at_once, jnp.uint32)  # of the last turn less: slices see to that
         part, tops = Rows(_some_rows(logits, first, at_once)), lax.dynamic_slice_in_dim(top, first, at_once)
-        return lax.dynamic_update_slice_in_dim(found, _others(*_sums(part, tops, True)), first, 0)
+        return lax.dynamic_update_slice_in_dim(found, _others(part, tops, True), first, 0)
 
     return maximum, fori_loop(0, -(-count // at_once), step, lax.full_like(top, 0)).reshape(batch)
 
@@ -68,32 +68,40 @@ def _some_rows(logits: Array, first: Array, count: int) -> Array:
     return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, first, count), logits.dtype)
 
 
-def _others(total: Array, smaller: Array) -> Array:
+def _others(rows: Rows, maximum: Array, cached: bool) -> Array:
     """The exponentials' sum without the largest: their total less 1 unit, unless that cancels.
 
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
     """
+    total, smaller = _sums(rows, maximum, cached)
     number = total.dtype.type
-    return lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
+    others = lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
+    if rows.logits.shape[-1] > FEW:
+        return others
+    # XLA would compute sums of so few classes anew in each step that needs them, but no division. It can't know that
+    # this one is by 1.
+    return lax.div(others, lax.add(lax.sub(maximum, maximum), number(1)))
 
 
 def _block_count(classes: int) -> int:
     """A divisor of `classes`: as many blocks as there are classes in each, or few enough that these are not too short.
 
-    A prime number of classes is one block.
+    If there is none, the next above it; a prime number of classes is one block.
     """
-    most = min(math.isqrt(classes), max(classes // SHORTEST, 2))
-    return next(count for count in range(most, 0, -1) if classes % count == 0)
+    root = math.isqrt(classes)
+    most = min(root, max(classes // SHORTEST, 2))
+    counts = (*range(most, 1, -1), *range(most + 1, root + 1))
+    return next((count for count in counts if classes % count == 0), 1)
 
 
 def _sums(rows: Rows, maximum: Array, cached: bool) -> tuple[Array, Array]:
     """The exponentials' sum of each row, and that of those less than a unit if only one is not."""
     terms = series(rows.z(), maximum[..., None])
     *batch, classes = terms.shape
-    blocks = 1 if classes <= (FEW_IN_CACHES if cached else FEW) else _block_count(classes)
-    if classes <= FEWEST:  # of arrays of one class each, which XLA fuses with what makes them
+    if classes <= FEW:  # of arrays of one class each, which XLA fuses with what makes them
         each = [lax.index_in_dim(terms, k, -1, keepdims=False) for k in range(classes)]
         return add_in_pairs(each), add_in_pairs([_below_one(term) for term in each])
+    blocks = 1 if cached and classes <= ONE_BLOCK else _block_count(classes)
     if blocks == 1:
         total, smaller = _sums_of(terms, _below_one(terms))
         return total, smaller
