@@ -13,6 +13,11 @@ from typing import NamedTuple
 
 NUMBERS_A_ROW = 5  # the largest logit; the sum of the others, its count, a flag for NaN; the label's logit
 DEVICES = 64
+# Groups of one device, in each of XLA's notations: {{0},{1}}, [2,1]<=[2], and mesh['data'=1,'model'=2] {'data'}.
+ALL_REDUCE = re.compile(
+    r"= (?P<result>.+?) all-reduce(?:-start)?\(.*?"
+    r"replica_groups=(?P<alone>\{\{\d+\}|\[\d+,1\]|mesh\[[^\]]*'(?P<axis>\w+)'=1\b[^\]]*\] \{'(?P=axis)'\})?"
+)
 
 
 class Plan(NamedTuple):
@@ -71,12 +76,10 @@ def compiled_bytes(rows: int, features: int, classes: int, data: int, model: int
     program = jax.jit(jax.value_and_grad(mapped, argnums=(0, 1))).lower(*arrays).compile().as_text()
     kinds = {(rows // data, features): "features_gradient", (features, classes // model): "kernel_gradient"}
     sums = dict.fromkeys((*kinds.values(), "statistics"), 0)
-    for result, alone in re.findall(
-        r"= (.+?) all-reduce(?:-start)?\(.*?replica_groups=(\{\{\d+\}|\[\d+,1\])?", program
-    ):
-        if alone:  # among one device: nothing is sent
+    for found in ALL_REDUCE.finditer(program):
+        if found["alone"]:  # among one device: nothing is sent
             continue
-        for dimensions in re.findall(r"f32\[([\d,]*)\]", result):
+        for dimensions in re.findall(r"f32\[([\d,]*)\]", found["result"]):
             shape = tuple(int(size) for size in dimensions.split(",") if size)
             if shape:  # the loss itself is one number
                 sums[kinds.get(shape, "statistics")] += 4 * int(np.prod(shape))
