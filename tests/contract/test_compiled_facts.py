@@ -182,6 +182,23 @@ def test_few_classes_write_no_exponentials():
     assert program.memory_analysis().temp_size_in_bytes < 5 * 4 * rows
 
 
+def test_a_gradient_in_bfloat16_is_rounded_in_integers():
+    """XLA's own conversion takes four times as long, and is part of a choice between floats of 16 bits."""
+    text = loss_program("integer", jnp.bfloat16).as_text()
+    assert LOGITS.search(text)
+    assert not re.search(rf"bf16\[{ROWS},{CLASSES}\]\S* convert\(", text)
+
+
+def test_few_classes_are_added_once():
+    """For the logarithm and two quotients of their sum, each of which could add them for itself."""
+    rows, classes = 65_536, 10
+    one = compiled(exponentials, ((rows, classes), jnp.float32), ((rows, 1), jnp.float32)).cost_analysis()["flops"]
+    program = compiled(
+        jax.value_and_grad(lambda z, y: integer(z, y).mean()), ((rows, classes), jnp.float32), ((rows,), jnp.int32)
+    )
+    assert program.cost_analysis()["flops"] < 1.5 * one
+
+
 # Without the library, sums of up to 32 blocks take more.
 @pytest.mark.parametrize(("classes", "operations"), [(10, 430), (1000, 370 if cpu.HAS_LIBRARY else 405), (32_000, 370)])
 def test_size_of_the_program(classes, operations):
