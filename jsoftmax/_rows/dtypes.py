@@ -1,5 +1,7 @@
 """The precision in which a row is computed, and the ways into it and out of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,22 +17,23 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
 
 
-def narrowed(rows: Array, dtype: DTypeLike) -> Array:
-    """`rows` rounded to `dtype`."""
+def narrowed(rows: Array, dtype: DTypeLike, no_odd_nan: bool) -> Array:
+    """`rows` rounded to `dtype`; `no_odd_nan` if a NaN among them is as jnp.nan, or one of 16 bits."""
     if rows.dtype != jnp.float32 or dtype != jnp.bfloat16:
         return rows.astype(dtype)
-    return _bfloat16(rows)
+    return _bfloat16(rows, no_odd_nan)
 
 
-@jax.custom_jvp
-def _bfloat16(rows: Array) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _bfloat16(rows: Array, no_odd_nan: bool) -> Array:
     as_xla = rows.astype(jnp.bfloat16)
-    return choose(None, [_in_integers, _in_integers, _given, _given], as_xla, rows, as_xla)
+    on_cpus = _in_integers if no_odd_nan else _in_integers_or_nan
+    return choose(None, [on_cpus, on_cpus, _given, _given], as_xla, rows, as_xla)
 
 
 @_bfloat16.defjvp
-def _bfloat16_jvp(primals, tangents):
-    return _bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
+def _bfloat16_jvp(no_odd_nan, primals, tangents):
+    return _bfloat16(*primals, no_odd_nan), tangents[0].astype(jnp.bfloat16)
 
 
 @jax.custom_jvp
@@ -54,11 +57,21 @@ def _given(rows: Array, as_xla: Array) -> Array:
 
 
 def _in_integers(rows: Array, as_xla: Array) -> Array:
-    """Round to the nearest, ties to even: four times as fast on a CPU as XLA's conversion."""
+    """Round to the nearest, of two to the one farther from 0: five times as fast on a CPU as XLA's conversion."""
     del as_xla
-    number = np.uint32  # in primitives, as `exponentials` is
-    bits = lax.bitcast_convert_type(rows, number)
-    is_odd = lax.bitwise_and(lax.shift_right_logical(bits, number(16)), number(1))
-    rounded = lax.shift_right_logical(lax.add(lax.add(bits, number(0x7FFF)), is_odd), number(16))
-    rounded = select(lax.ne(rows, rows), number(0x7FC0), rounded)
-    return lax.bitcast_convert_type(lax.convert_element_type(rounded, np.uint16), jnp.bfloat16)
+    return _upper_half(_rounded_bits(rows))
+
+
+def _in_integers_or_nan(rows: Array, as_xla: Array) -> Array:
+    """Of a NaN all of whose bits are set, −1 as an integer, the other makes 0."""
+    del as_xla
+    return _upper_half(select(lax.ne(rows, rows), np.uint32(0x7FC0_0000), _rounded_bits(rows)))
+
+
+def _rounded_bits(rows: Array) -> Array:
+    return lax.add(lax.bitcast_convert_type(rows, np.uint32), np.uint32(0x8000))  # as `exponentials`, in primitives
+
+
+def _upper_half(bits: Array) -> Array:
+    short = lax.convert_element_type(lax.shift_right_logical(bits, np.uint32(16)), np.uint16)
+    return lax.bitcast_convert_type(short, jnp.bfloat16)

@@ -217,8 +217,8 @@ def _usable_log_p(shares: Shares, active: Array) -> Array:
 def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     """dz of the equation above, rounded to `dtype`; the label's entry comes from 1 − p_y, never from p_y − 1."""
     row, label = shares
-    a, b, c, d = (None if bar is None else bar[..., None] for bar in cotangent[:4])
-    labels = rows.local_labels
+    a, b, c, d = (None if bar is None else select(bar == bar, bar, jnp.nan)[..., None] for bar in cotangent[:4])
+    labels, only_p = rows.local_labels, row.log_p is None
     if b is not None and labels is not None:
         b = select(rows.is_class(rows.labels)[..., None], b, jnp.nan)
 
@@ -230,7 +230,7 @@ def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
             slope += c * weight
         if d is not None:
             slope -= d * share.p * select(share.p == 0, 0, share.log_p + entropy[..., None])
-        return narrowed(select(active[..., None], slope, 0), dtype)
+        return narrowed(select(active[..., None], slope, 0), dtype, only_p)
 
     # What multiplies p is put together first: one number a row, and one product a class.
     factor, weight = a, None

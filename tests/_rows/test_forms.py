@@ -65,6 +65,13 @@ def test_a_row_of_no_batch(form):
         np.testing.assert_allclose(others, (classes - 1) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("classes", [2**24, 2**24 + 4])
+def test_labels_of_more_classes_than_float32_tells_apart(classes):
+    labels = np.array([[classes - 1], [classes], [-1]], np.int32)
+    placed = jax.jit(cpu.place_label)(jnp.zeros((3, classes), jnp.int8), jnp.ones((3, 1), jnp.int8), labels)
+    np.testing.assert_array_equal(np.argwhere(placed), [[0, classes - 1]])
+
+
 def assert_rounded_once(found, expected):
     info = jnp.finfo(found.dtype)
     half_a_place = 0.51 * float(info.eps), 0.51 * float(info.smallest_subnormal)

@@ -183,10 +183,17 @@ def test_few_classes_write_no_exponentials():
 
 
 def test_a_gradient_in_bfloat16_is_rounded_in_integers():
-    """XLA's own conversion takes four times as long, and is part of a choice between floats of 16 bits."""
+    """XLA's own conversion takes five times as long, and is part of a choice between floats of 16 bits.
+
+    None of them is asked whether it is NaN, and labels are compared in float32: LLVM would compare integers in 64 bits.
+    """
     text = loss_program("integer", jnp.bfloat16).as_text()
     assert LOGITS.search(text)
     assert not re.search(rf"bf16\[{ROWS},{CLASSES}\]\S* convert\(", text)
+    comparisons = re.findall(rf"pred\[{ROWS},{CLASSES}\]\S* compare\(.*direction=(\w+)", text)
+    assert "EQ" in comparisons
+    assert "NE" not in comparisons
+    assert re.search(rf"f32\[({ROWS},)?{CLASSES}\]\S* (convert\(%iota|iota\()", text)
 
 
 def test_few_classes_are_added_once():

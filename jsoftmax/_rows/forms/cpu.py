@@ -15,9 +15,8 @@ import numpy as np
 from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series, for_rounding
-from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares_of
-from jsoftmax._rows.primitives import select
+from jsoftmax._rows.primitives import select, together
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.varying import fori_loop
 
@@ -29,7 +28,8 @@ SHORTEST = 120  # classes in a block: the library takes longer over each of fewe
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**14  # numbers in an array, from which its sums are the library's
 BLOCK = lax.GatherDimensionNumbers((1,), (), (1,), (0,), (0,))  # of each row, by its first class
-CACHED = 2**23  # bytes of exponentials that are summed before they leave the caches
+MOST_FLOATS = 2**24  # integers that float32 has one after another
+CACHED = 2**22  # bytes of exponentials that are summed before they leave the caches
 
 
 def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone: bool) -> tuple[Array, Array]:
@@ -155,9 +155,13 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
 
 
 def place_label(rows: Array, entries: Array, labels: Array) -> Array:
+    # LLVM would compare integers in 64 bits, in as many as it counts the classes.
+    number = np.float32 if FEW < rows.shape[-1] <= MOST_FLOATS else labels.dtype
+    classes = lax.broadcasted_iota(np.int32, rows.shape, rows.ndim - 1)
+    is_label = lax.eq(*together(*(lax.convert_element_type(x, number) for x in (classes, labels))))
     if rows.dtype.itemsize > 2:
-        return tpu.place_label(rows, entries, labels)
+        return select(is_label, entries, rows)
     # XLA would select in float32, and round once more.
     bits = f"uint{8 * rows.dtype.itemsize}"
     rows_bits, entries_bits = (lax.bitcast_convert_type(x, bits) for x in (rows, entries))
-    return lax.bitcast_convert_type(tpu.place_label(rows_bits, entries_bits, labels), rows.dtype)
+    return lax.bitcast_convert_type(select(is_label, entries_bits, rows_bits), rows.dtype)
