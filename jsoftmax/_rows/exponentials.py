@@ -111,7 +111,7 @@ def exponentials(z: Array, maximum: Array) -> Array:
     n = _powers_of_two(difference)
     r = lax.add(lax.sub(difference, lax.mul(n, number(form.high))), error)
     r = lax.sub(r, lax.mul(n, number(form.low)))
-    power = _in_units(n, r, form, form.coefficients)
+    power = _power(n, r, form, form.coefficients)
     return lax.select(lax.lt(n, number(form.least)), lax.full_like(n, 0), power)
 
 
@@ -124,7 +124,7 @@ def for_rounding(z: Array, maximum: Array) -> Array:
     difference = lax.select(lax.lt(difference, least), least, difference)
     n = _powers_of_two(difference)
     r = lax.sub(difference, lax.mul(n, number(math.log(2))))
-    return _in_units(n, r, form, form.few)
+    return _power(n, r, form, form.few)
 
 
 def _powers_of_two(difference: Array) -> Array:
@@ -133,7 +133,7 @@ def _powers_of_two(difference: Array) -> Array:
     return lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
-def _in_units(n: Array, r: Array, form: _Format, coefficients: tuple[float, ...]) -> Array:
+def _power(n: Array, r: Array, form: _Format, coefficients: tuple[float, ...]) -> Array:
     """UNIT · 2ⁿ · e^r."""
     number = n.dtype.type
     series = lax.full_like(r, coefficients[-1])

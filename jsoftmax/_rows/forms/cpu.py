@@ -5,6 +5,8 @@ Nothing is fused into such a sum, so a second one, with a mask, would write as m
 added twice.
 """
 
+import functools
+import itertools
 import math
 import os
 from typing import Any
@@ -24,6 +26,8 @@ from jsoftmax._rows.varying import fori_loop
 ONE = UNIT * (1 - 2.0**-10)
 FEW = 64  # classes, which are added to each other in pairs
 ONE_BLOCK = 256  # classes at most, where the caches hold their exponentials
+MANY = 1000  # classes, whose number is divided if need be
+LANES = 128
 SHORTEST = 120  # classes in a block: the library takes longer over each of fewer
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**14  # numbers in an array, from which its sums are the library's
@@ -43,13 +47,13 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
     fits = count <= at_once
     if fits or not (alone or (_block_count(classes) == 1 and classes > FEW)):
-        return maximum, _others(rows, defined(maximum, empty), fits)
+        return maximum, _others(rows, defined(maximum, empty), fits, alone)
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
 
     def step(turn: Any, found: Array) -> Array:
         first = lax.convert_element_type(turn * at_once, jnp.uint32)  # of the last turn less: slices see to that
         part, tops = Rows(_some_rows(logits, first, at_once)), lax.dynamic_slice_in_dim(top, first, at_once)
-        return lax.dynamic_update_slice_in_dim(found, _others(part, tops, True), first, 0)
+        return lax.dynamic_update_slice_in_dim(found, _others(part, tops, True, True), first, 0)
 
     return maximum, fori_loop(0, -(-count // at_once), step, lax.full_like(top, 0)).reshape(batch)
 
@@ -68,15 +72,18 @@ def _some_rows(logits: Array, first: Array, count: int) -> Array:
     return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, first, count), logits.dtype)
 
 
-def _others(rows: Rows, maximum: Array, cached: bool) -> Array:
+def _others(rows: Rows, maximum: Array, cached: bool, alone: bool) -> Array:
     """The exponentials' sum without the largest: their total less 1 unit, unless that cancels.
 
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
     """
-    total, smaller = _sums(rows, maximum, cached)
+    z, top, classes = rows.z(), maximum[..., None], rows.logits.shape[-1]
+    ends = _ends(classes) if alone else (0, classes)
+    parts = [series(lax.slice_in_dim(z, *pair, axis=-1), top) for pair in itertools.pairwise(ends)]
+    total, smaller = functools.reduce(_joined, [_sums(terms, cached) for terms in parts])
     number = total.dtype.type
     others = lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
-    if rows.logits.shape[-1] > FEW:
+    if classes > FEW:
         return others
     # XLA would compute sums of so few classes anew in each step that needs them, but no division. It can't know that
     # this one is by 1.
@@ -94,9 +101,20 @@ def _block_count(classes: int) -> int:
     return next((count for count in counts if classes % count == 0), 1)
 
 
-def _sums(rows: Rows, maximum: Array, cached: bool) -> tuple[Array, Array]:
-    """The exponentials' sum of each row, and that of those less than a unit if only one is not."""
-    terms = series(rows.z(), maximum[..., None])
+def _ends(classes: int) -> tuple[int, ...]:
+    """Of parts of a row that have blocks: of all of it, or else of most of it, and of what is left."""
+    whole = classes < MANY or _block_count(classes) > 1
+    return (0, classes) if whole else (0, classes - classes % LANES, classes)
+
+
+def _joined(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The sums of two parts of a row. In a part without a largest class, all are less than a unit."""
+    smaller = (select(_is_one(total), smaller, total) for total, smaller in (one, other))
+    return lax.add(one[0], other[0]), lax.add(*smaller)
+
+
+def _sums(terms: Array, cached: bool) -> tuple[Array, Array]:
+    """The sum of each row, and that of those less than a unit if only one is not; `cached` if the caches hold them."""
     *batch, classes = terms.shape
     if classes <= FEW:  # of arrays of one class each, which XLA fuses with what makes them
         each = [lax.index_in_dim(terms, k, -1, keepdims=False) for k in range(classes)]
