@@ -112,24 +112,24 @@ def test_blocks_divide_the_classes(classes, blocks):
     assert classes % blocks == 0
 
 
-@pytest.mark.parametrize("classes", [1000, 1009, 21_841])
-def test_parts_of_a_row_have_blocks(classes):
+@pytest.mark.parametrize(("classes", "apart"), [(997, 0), (1000, 0), (1009, 113), (21_841, 81), (1_000_003, 67)])
+def test_classes_apart_from_blocks(classes, apart):
     """ImageNet-21k's number of classes is prime."""
-    assert cpu._ends(classes) == {1000: (0, 1000), 1009: (0, 896, 1009), 21_841: (0, 21_760, 21_841)}[classes]
-    assert cpu._block_count(cpu._ends(classes)[1]) > 1
+    assert cpu._classes_apart(classes) == apart
+    assert not apart or cpu._block_count(classes - apart) > 1
 
 
 @pytest.mark.parametrize("top", [0, 895, 896, 1008])
-@pytest.mark.parametrize("others", ["near a unit in the first part", "near a unit in the second", "tiny", "one tie"])
-def test_sums_of_two_parts_of_a_row(top, others):
-    """With the largest class in either, and others that come near to one in a part or are lost beside it."""
+@pytest.mark.parametrize("others", ["near a unit in blocks", "near a unit apart", "tiny", "one tie"])
+def test_sums_of_blocks_and_classes_apart(top, others):
+    """With the largest class in either, and others that come near to one in either or are lost beside it."""
     terms = np.full(1009, 2.0**-70)
     if others == "tiny":
         terms[:] = 2.0**-40
     elif others == "one tie":
         terms[5] = 1
     else:
-        part = slice(0, 896) if "first" in others else slice(896, 1009)
+        part = slice(0, 896) if "blocks" in others else slice(896, 1009)
         terms[part] = 0.9995 / (part.stop - part.start)
     terms[top] = 1
     logits = jnp.asarray(np.log(terms), jnp.float32)[None]

@@ -5,8 +5,6 @@ Nothing is fused into such a sum, so a second one, with a mask, would write as m
 added twice.
 """
 
-import functools
-import itertools
 import math
 import os
 from typing import Any
@@ -26,8 +24,8 @@ from jsoftmax._rows.varying import fori_loop
 ONE = UNIT * (1 - 2.0**-10)
 FEW = 64  # classes, which are added to each other in pairs
 ONE_BLOCK = 256  # classes at most, where the caches hold their exponentials
-MANY = 1000  # classes, whose number is divided if need be
-LANES = 128
+MANY = 1000  # classes, of which even a prime number has blocks
+LANES = 128  # a divisor of how many are in them
 SHORTEST = 120  # classes in a block: the library takes longer over each of fewer
 HAS_LIBRARY = jax.__version_info__ >= (0, 10)
 LIBRARY_SIZE = 2**14  # numbers in an array, from which its sums are the library's
@@ -78,9 +76,10 @@ def _others(rows: Rows, maximum: Array, cached: bool, alone: bool) -> Array:
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
     """
     z, top, classes = rows.z(), maximum[..., None], rows.logits.shape[-1]
-    ends = _ends(classes) if alone else (0, classes)
-    parts = [series(lax.slice_in_dim(z, *pair, axis=-1), top) for pair in itertools.pairwise(ends)]
-    total, smaller = functools.reduce(_joined, [_sums(terms, cached) for terms in parts])
+    count = _classes_apart(classes) if alone else 0
+    parts = lax.split(z, (classes - count, count), axis=-1) if count else (z,)
+    terms, *apart = (series(part, top) for part in parts)
+    total, smaller = _sums(terms, apart, cached)
     number = total.dtype.type
     others = lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
     if classes > FEW:
@@ -101,19 +100,12 @@ def _block_count(classes: int) -> int:
     return next((count for count in counts if classes % count == 0), 1)
 
 
-def _ends(classes: int) -> tuple[int, ...]:
-    """Of parts of a row that have blocks: of all of it, or else of most of it, and of what is left."""
-    whole = classes < MANY or _block_count(classes) > 1
-    return (0, classes) if whole else (0, classes - classes % LANES, classes)
+def _classes_apart(classes: int) -> int:
+    """How many of a prime number of classes stand apart, so that the others have blocks."""
+    return classes % LANES if classes >= MANY and _block_count(classes) == 1 else 0
 
 
-def _joined(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The sums of two parts of a row. In a part without a largest class, all are less than a unit."""
-    smaller = (select(_is_one(total), smaller, total) for total, smaller in (one, other))
-    return lax.add(one[0], other[0]), lax.add(*smaller)
-
-
-def _sums(terms: Array, cached: bool) -> tuple[Array, Array]:
+def _sums(terms: Array, apart: list[Array], cached: bool) -> tuple[Array, Array]:
     """The sum of each row, and that of those less than a unit if only one is not; `cached` if the caches hold them."""
     *batch, classes = terms.shape
     if classes <= FEW:  # of arrays of one class each, which XLA fuses with what makes them
@@ -127,12 +119,17 @@ def _sums(terms: Array, cached: bool) -> tuple[Array, Array]:
     # Without the barrier, XLA would make one sum of all terms of the two, and read them all once more.
     (sums,) = _sums_of(lax.reshape(flat, (flat.shape[0], blocks, length)))
     sums = lax.optimization_barrier(sums)
+    if apart:  # each of them is a block, without more within
+        sums = lax.concatenate([sums, lax.reshape(apart[0], (flat.shape[0], apart[0].shape[-1]))], 1)
     # If one block holds a largest class; if several do, `smaller` is not asked for.
     order = select(_is_one(sums), lax.broadcasted_iota(terms.dtype, sums.shape, 1), 0)
     total, smaller, which = _sums_of(sums, _below_one(sums), order)
     which = lax.convert_element_type(which, jnp.int32)
     block = lax.gather(flat, lax.expand_dims(which * length, (1,)), BLOCK, (1, length), mode="clip")
-    smaller = lax.add(smaller, *_sums_of(_below_one(block)))
+    (within,) = _sums_of(_below_one(block))
+    if apart:
+        within = select(which < blocks, within, 0)
+    smaller = lax.add(smaller, within)
     return lax.reshape(total, batch), lax.reshape(smaller, batch)
 
 
