@@ -217,6 +217,7 @@ def _usable_log_p(shares: Shares, active: Array) -> Array:
 def _slope(config, rows, entropy, shares, cotangent, active, dtype) -> Array:
     """dz of the equation above, rounded to `dtype`; the label's entry comes from 1 − p_y, never from p_y − 1."""
     row, label = shares
+    # Of p alone, nothing else can bring a NaN of more than 16 bits.
     a, b, c, d = (None if bar is None else select(bar == bar, bar, jnp.nan)[..., None] for bar in cotangent[:4])
     labels, only_p = rows.local_labels, row.log_p is None
     if b is not None and labels is not None:
