@@ -66,11 +66,11 @@ def test_a_row_of_no_batch(form):
         np.testing.assert_allclose(others, (classes - 1) / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("classes", [2**24, 2**24 + 4])
-def test_labels_of_more_classes_than_float32_tells_apart(classes):
-    labels = np.array([[classes - 1], [classes], [-1]], np.int32)
-    placed = jax.jit(cpu.place_label)(jnp.zeros((3, classes), jnp.int8), jnp.ones((3, 1), jnp.int8), labels)
-    np.testing.assert_array_equal(np.argwhere(placed), [[0, classes - 1]])
+def test_labels_of_more_classes_than_float32_tells_apart():
+    classes = 2**24 + 2
+    labels = np.array([[classes - 1]], np.int32)
+    placed = jax.jit(cpu.place_label)(jnp.zeros((1, classes), jnp.int8), jnp.ones((1, 1), jnp.int8), labels)
+    np.testing.assert_array_equal(np.flatnonzero(placed), [classes - 1])
 
 
 def assert_rounded_once(found, expected):
@@ -119,6 +119,11 @@ def test_classes_apart_from_blocks(classes, apart):
     assert not apart or cpu._block_count(classes - apart) > 1
 
 
+@jax.jit
+def state_alone(logits):
+    return row_state(Rows(logits), "cpu", alone=True)
+
+
 @pytest.mark.parametrize("top", [0, 895, 896, 1008])
 @pytest.mark.parametrize("others", ["near a unit in blocks", "near a unit apart", "tiny", "one tie"])
 def test_sums_of_blocks_and_classes_apart(top, others):
@@ -134,7 +139,7 @@ def test_sums_of_blocks_and_classes_apart(top, others):
     terms[top] = 1
     logits = jnp.asarray(np.log(terms), jnp.float32)[None]
     expected = np.delete(np.exp(np.asarray(logits, float)[0]), top).sum()
-    _, others_sum, _ = jax.jit(lambda logits: row_state(Rows(logits), "cpu", alone=True))(logits)
+    _, others_sum, _ = state_alone(logits)
     np.testing.assert_allclose(others_sum, [expected], rtol=2e-6)
 
 
