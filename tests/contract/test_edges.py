@@ -266,6 +266,18 @@ def test_no_rows(loss):
     assert gradient.shape == (0, 3)
 
 
+@pytest.mark.parametrize("size", [1e-28, 1e25])
+@pytest.mark.parametrize("classes", [3, 300])
+def test_cotangent_of_any_size(loss, classes, size):
+    """XLA may multiply it with constants: none of them makes it 0 or infinite."""
+    z = np.random.default_rng(classes).normal(size=(2, classes)).astype(np.float32)
+    labels, cotangent = jnp.array([0, classes - 1]), jnp.full(2, size, jnp.float32)
+    (gradient,) = jax.jit(lambda z, bar: jax.vjp(lambda z: loss(z, labels), z)[1](bar))(z, cotangent)
+    power = np.exp(z.astype(float))
+    expected = (power / power.sum(-1, keepdims=True) - np.eye(classes)[labels]) * size
+    np.testing.assert_allclose(gradient, expected, rtol=2e-6)
+
+
 def test_half_precision_near_its_largest_number(loss):
     logits = np.array([[6e4, 6e4, -6e4], [-6e4, 6e4, 0.0]], np.float16)
     value, gradient = value_and_gradient(loss, logits, [0, 0])
