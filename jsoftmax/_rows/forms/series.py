@@ -13,8 +13,8 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
 
 
 def shares_of(powers: Array, others: Array) -> tuple[Array, Array]:
-    # XLA would multiply a constant with what multiplies p, which may then be no normal number. It can't know that this is
-    # one.
+    # XLA would multiply a constant with what multiplies p, which may then be no normal number.
+    # It can't know that this is one.
     constant = (others - others) + 1 / UNIT
     powers, factor, constant = together(powers, 1 / (1 + others), constant)  # one division a row
     scaled = lax.mul(powers, factor)
