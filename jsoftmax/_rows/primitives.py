@@ -26,5 +26,10 @@ def select(condition: ArrayLike, chosen: ArrayLike, otherwise: ArrayLike) -> Arr
     return lax.select(*together(_array(condition, np.dtype(bool)), _array(chosen, dtype), _array(otherwise, dtype)))
 
 
+def hidden(number: float, like: Array) -> Array:
+    """`number` in the shape of `like`, without XLA's knowing; NaN where that is not finite."""
+    return lax.add(lax.sub(like, like), like.dtype.type(number))
+
+
 def _array(number: ArrayLike, dtype: np.dtype) -> Array | np.ndarray:
     return lax.convert_element_type(number, dtype) if isinstance(number, Array) else np.asarray(number, dtype)

@@ -15,8 +15,9 @@ import numpy as np
 from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series, for_rounding
+from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares_of
-from jsoftmax._rows.primitives import select, together
+from jsoftmax._rows.primitives import hidden, select
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.varying import fori_loop
 
@@ -45,13 +46,14 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
     count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
     fits = count <= at_once
     if fits or not (alone or (_block_count(classes) == 1 and classes > FEW)):
-        return maximum, _others(rows, defined(maximum, empty), fits, alone)
+        return maximum, _others(rows, defined(maximum, empty), cached=fits, alone=alone)
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
 
     def step(turn: Any, found: Array) -> Array:
         first = lax.convert_element_type(turn * at_once, jnp.uint32)  # of the last turn less: slices see to that
         part, tops = Rows(_some_rows(logits, first, at_once)), lax.dynamic_slice_in_dim(top, first, at_once)
-        return lax.dynamic_update_slice_in_dim(found, _others(part, tops, True, True), first, 0)
+        others = _others(part, tops, cached=True, alone=True)
+        return lax.dynamic_update_slice_in_dim(found, others, first, 0)
 
     return maximum, fori_loop(0, -(-count // at_once), step, lax.full_like(top, 0)).reshape(batch)
 
@@ -84,9 +86,8 @@ def _others(rows: Rows, maximum: Array, cached: bool, alone: bool) -> Array:
     others = lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
     if classes > FEW:
         return others
-    # XLA would compute sums of so few classes anew in each step that needs them, but no division. It can't know that
-    # this one is by 1.
-    return lax.div(others, lax.add(lax.sub(maximum, maximum), number(1)))
+    # XLA would compute sums of so few classes anew in each step that needs them, but no division.
+    return lax.div(others, hidden(1.0, maximum))
 
 
 def _block_count(classes: int) -> int:
@@ -171,12 +172,11 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
 
 def place_label(rows: Array, entries: Array, labels: Array) -> Array:
     # LLVM would compare integers in 64 bits, in as many as it counts the classes.
-    number = np.float32 if FEW < rows.shape[-1] <= MOST_FLOATS else labels.dtype
-    classes = lax.broadcasted_iota(np.int32, rows.shape, rows.ndim - 1)
-    is_label = lax.eq(*together(*(lax.convert_element_type(x, number) for x in (classes, labels))))
+    if FEW < rows.shape[-1] <= MOST_FLOATS:
+        labels = lax.convert_element_type(labels, np.float32)
     if rows.dtype.itemsize > 2:
-        return select(is_label, entries, rows)
+        return tpu.place_label(rows, entries, labels)
     # XLA would select in float32, and round once more.
     bits = f"uint{8 * rows.dtype.itemsize}"
     rows_bits, entries_bits = (lax.bitcast_convert_type(x, bits) for x in (rows, entries))
-    return lax.bitcast_convert_type(select(is_label, entries_bits, rows_bits), rows.dtype)
+    return lax.bitcast_convert_type(tpu.place_label(rows_bits, entries_bits, labels), rows.dtype)

@@ -3,7 +3,7 @@
 from jax import Array, lax
 
 from jsoftmax._rows.exponentials import UNIT, exponentials as exponentials
-from jsoftmax._rows.primitives import together
+from jsoftmax._rows.primitives import hidden, together
 
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) -> tuple[Array, Array]:
@@ -14,8 +14,6 @@ def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) 
 
 def shares_of(powers: Array, others: Array) -> tuple[Array, Array]:
     # XLA would multiply a constant with what multiplies p, which may then be no normal number.
-    # It can't know that this is one.
-    constant = (others - others) + 1 / UNIT
-    powers, factor, constant = together(powers, 1 / (1 + others), constant)  # one division a row
+    powers, factor, unit = together(powers, 1 / (1 + others), hidden(1 / UNIT, others))  # one division a row
     scaled = lax.mul(powers, factor)
-    return scaled, lax.mul(scaled, constant)
+    return scaled, lax.mul(scaled, unit)

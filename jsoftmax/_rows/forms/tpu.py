@@ -31,5 +31,6 @@ def merge(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array,
 
 
 def place_label(rows: Array, entries: Array, labels: Array) -> Array:
-    classes = lax.broadcasted_iota(labels.dtype, rows.shape, rows.ndim - 1)
+    classes = lax.broadcasted_iota(np.int32, rows.shape, rows.ndim - 1)
+    classes = lax.convert_element_type(classes, labels.dtype)  # LLVM has no vectors of floats that count
     return select(lax.eq(*together(classes, labels)), entries, rows)
