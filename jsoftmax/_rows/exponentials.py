@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 from numpy.polynomial import Chebyshev, Polynomial
 
-from jsoftmax._rows.primitives import together
+from jsoftmax._rows.primitives import hidden, select, together
 
 # Exponentials are kept in these units: a row's total stays far from overflow, and the terms of a sum that is itself a
 # normal number do not underflow one by one.
@@ -63,18 +63,17 @@ class _Format(NamedTuple):
     mantissa: int  # bits
     bias: float  # added to n, puts UNIT · 2ⁿ as a biased exponent into the lowest bits of the sum
     least: int  # the smallest n for which UNIT · 2ⁿ is normal
-    high: float  # log 2, rounded to so few bits that its product with any n is exact
+    high: float  # log 2, rounded to so few bits that n · high is exact, and its sum with a number of 16 bits
     low: float  # and the rest of it
     coefficients: tuple[float, ...]  # of e^r in powers of r, to about an eighth of an ulp
-    few: tuple[float, ...]  # to a millionth
+    few: tuple[float, ...]  # to three millionths
 
 
 @functools.cache
 def number_format(dtype: np.dtype) -> _Format:
     info = jnp.finfo(dtype)
     least = int(info.minexp) - UNIT_EXPONENT
-    kept = 2.0 ** (info.nmant - least.bit_length())
-    high = round(math.log(2) * kept) / kept
+    high = round(math.log(2) * 2**9) / 2**9
     bias = 1.5 * 2.0**info.nmant + UNIT_EXPONENT + 1 - int(info.minexp)
     wide = info.bits == 64
     return _Format(
@@ -85,66 +84,92 @@ def number_format(dtype: np.dtype) -> _Format:
         high,
         float(Decimal(2).ln() - Decimal(high)),
         _coefficients(11 if wide else 6),
-        _coefficients(5),
+        _shortened([1 / math.factorial(k) for k in range(10)], 5),
     )
 
 
 def _coefficients(degree: int) -> tuple[float, ...]:
-    """Those of e^r for |r| ≤ (log 2)/2: the series cut off in Chebyshev's polynomials, one or two powers shorter.
+    """Those of e^r for |r| ≤ (log 2)/2, one or two powers fewer than its series would take.
 
     The first two are exactly 1: so is the exponential of 0, and what is lost of the rest is small beside it.
     """
-    rest = Polynomial([1 / math.factorial(k + 2) for k in range(2 * degree)])
-    near = rest.convert(domain=(-math.log(2) / 2, math.log(2) / 2), kind=Chebyshev).truncate(degree - 1)
-    return (1.0, 1.0, *map(float, near.convert(kind=Polynomial).coef))
+    return (1.0, 1.0, *_shortened([1 / math.factorial(k + 2) for k in range(2 * degree)], degree - 1))
 
 
-@jax.custom_jvp
-@functools.partial(jax.jit, inline=True)  # traced once, though it may stand in a program a hundred times
-def exponentials(z: Array, maximum: Array) -> Array:
-    """UNIT · e^(z − maximum) for z ≤ maximum; exactly UNIT at the maximum, 0 where the product would be subnormal."""
+def _shortened(series: list[float], terms: int) -> tuple[float, ...]:
+    """A power series cut off in Chebyshev's polynomials."""
+    near = Polynomial(series).convert(domain=(-math.log(2) / 2, math.log(2) / 2), kind=Chebyshev).truncate(terms)
+    return tuple(map(float, near.convert(kind=Polynomial).coef))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=2, inline=True)  # traced once, though it may stand in a program many times
+def exponentials(z: Array, maximum: Array, exact: bool = False) -> Array:
+    """UNIT · e^(z − maximum) for z ≤ maximum; exactly UNIT at the maximum, 0 where the product would be subnormal.
+
+    `exact` if both are numbers of 16 bits.
+    """
     # In JAX's primitives: its operators are programs of their own, each traced anew for every shape.
     form, number = number_format(z.dtype), z.dtype.type
-    z, maximum = together(z, maximum)
+    n, biased, r = _of_16_bits(z, maximum, form) if exact else _with_rounding_error(z, maximum, form)
     # Of −∞ the rounding error is NaN, and of numbers far below, 2ⁿ is no exponent; `select` takes neither.
-    difference, error = exact_difference(at_most(maximum, z), maximum)
-    n = _powers_of_two(difference)
-    r = lax.add(lax.sub(difference, lax.mul(n, number(form.high))), error)
-    r = lax.sub(r, lax.mul(n, number(form.low)))
-    power = _power(n, r, form, form.coefficients)
+    power = _power(biased, r, form, form.coefficients)
     return lax.select(lax.lt(n, number(form.least)), lax.full_like(n, 0), power)
 
 
+def _with_rounding_error(z: Array, maximum: Array, form: _Format) -> tuple[Array, Array, Array]:
+    """n and r of the formula above, and between them n + bias, whose lowest bits are the exponent."""
+    z, maximum = together(z, maximum)
+    number = z.dtype.type
+    difference, error = exact_difference(at_most(maximum, z), maximum)
+    n = lax.round(lax.mul(difference, number(1 / math.log(2))), lax.RoundingMethod.TO_NEAREST_EVEN)
+    r = lax.add(lax.sub(difference, lax.mul(n, number(form.high))), error)
+    return n, lax.add(n, number(form.bias)), lax.sub(r, lax.mul(n, number(form.low)))
+
+
+def _of_16_bits(z: Array, maximum: Array, form: _Format) -> tuple[Array, Array, Array]:
+    """The same, with half the operations: of so short numbers, the sum of maximum and n · high is exact."""
+    number = z.dtype.type
+    # But for a maximum that is lost beside n · high. It is subtracted last.
+    early = select(lax.lt(lax.abs(maximum), number(2.0**-6)), 0, maximum)
+    bias, late = hidden(form.bias, maximum), lax.sub(maximum, early)
+    z, maximum, early, late, bias = together(z, maximum, early, late, bias)
+    n, biased = _powers_of_two(lax.sub(z, maximum), bias)
+    r = lax.sub(z, lax.add(early, lax.mul(n, number(form.high))))
+    return n, biased, lax.sub(r, lax.add(late, lax.mul(n, number(form.low))))
+
+
 def for_rounding(z: Array, maximum: Array) -> Array:
-    """`exponentials`, to 2⁻¹⁷: enough for results in 16 bits, of differences that are exact."""
+    """e^(z − maximum) to 2⁻¹⁷, of differences that are exact: enough for results in 16 bits."""
     form, number = number_format(z.dtype), z.dtype.type
-    difference = lax.sub(*together(z, maximum))
+    z, maximum, bias = together(z, maximum, hidden(form.bias - UNIT_EXPONENT, maximum))
+    difference = lax.sub(z, maximum)
     # 2ⁿ is 0 from here on, in the bits of the exponent as in truth: one instruction for the two of a select.
-    least = lax.full_like(difference, number((form.least - 1) * math.log(2)))
+    least = lax.full_like(difference, number((form.least + UNIT_EXPONENT - 1) * math.log(2)))
     difference = lax.select(lax.lt(difference, least), least, difference)
-    n = _powers_of_two(difference)
+    n, biased = _powers_of_two(difference, bias)
     r = lax.sub(difference, lax.mul(n, number(math.log(2))))
-    return _power(n, r, form, form.few)
+    return _power(biased, r, form, form.few)
 
 
-def _powers_of_two(difference: Array) -> Array:
-    """n of the formula above, as a float."""
-    scaled = lax.mul(difference, difference.dtype.type(1 / math.log(2)))
-    return lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
+def _powers_of_two(difference: Array, bias: Array) -> tuple[Array, Array]:
+    """n and n + bias, by an addition that leaves no place for fractions. XLA would take out a bias that it knew."""
+    biased = lax.add(lax.mul(difference, difference.dtype.type(1 / math.log(2))), bias)
+    return lax.sub(biased, bias), biased
 
 
-def _power(n: Array, r: Array, form: _Format, coefficients: tuple[float, ...]) -> Array:
-    """UNIT · 2ⁿ · e^r."""
-    number = n.dtype.type
+def _power(biased: Array, r: Array, form: _Format, coefficients: tuple[float, ...]) -> Array:
+    """2ⁿ · e^r, in the units of the bias."""
+    number = r.dtype.type
+    bits = lax.bitcast_convert_type(biased, form.integers)
+    power = lax.bitcast_convert_type(lax.shift_left(bits, bits.dtype.type(form.mantissa)), r.dtype)
     series = lax.full_like(r, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         series = lax.add(lax.mul(series, r), number(coefficient))
-    bits = lax.bitcast_convert_type(lax.add(n, number(form.bias)), form.integers)
-    power = lax.bitcast_convert_type(lax.shift_left(bits, bits.dtype.type(form.mantissa)), n.dtype)
     return lax.mul(series, power)
 
 
 @exponentials.defjvp
-def _exponentials_jvp(primals, tangents):
-    out = exponentials(*primals)
+def _exponentials_jvp(exact, primals, tangents):
+    out = exponentials(*primals, exact)
     return out, out * (tangents[0] - tangents[1])

@@ -29,15 +29,32 @@ def test_right_to_little_more_than_an_ulp(dtype, maximum, x64):
     assert np.median(error) <= 0.4
 
 
+@pytest.mark.parametrize("maximum", [0.0, 1e-30, -1e-3, 0.015625, 0.3, -7.7, 88.3, -1234.5, 31_000.0, 60_000.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_of_numbers_of_16_bits(dtype, maximum):
+    """Among them some so close to 0 that their difference from a maximum, or the maximum's from them, is rounded."""
+    rng = np.random.default_rng(0)
+    top = np.asarray(maximum, dtype).astype(np.float32)
+    near_zero = 2.0 ** -rng.uniform(0, 30, 200)
+    z = np.concatenate([top - rng.uniform(0, 120, 800), top - rng.exponential(size=200), near_zero, -near_zero])
+    z = np.minimum(np.asarray(z, dtype).astype(np.float32), top)
+    z = z[top - z < 128]
+    exact = FIFTY_DIGITS.exp(oracle.widen(z, FIFTY_DIGITS) - oracle.widen(top, FIFTY_DIGITS)) * UNIT
+    error = oracle.ulps(jax.jit(exponentials, static_argnums=2)(z, top, True), exact, jnp.float32)
+    assert np.max(error) <= 1.6
+    far = exponentials(jnp.array([top, -jnp.inf, -1e30, jnp.nan]), jnp.asarray(top), True)
+    np.testing.assert_array_equal(far, np.array([UNIT, 0, 0, np.nan]))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_right_enough_to_be_rounded(dtype):
     """Of differences that are exact: all between two floats of 16 bits down to the smallest normal number."""
     top = jnp.float32(3.5)
     z = jnp.asarray(np.arange(-11_100, 1) / 128, dtype).astype(jnp.float32) + top
-    exact = np.exp(np.asarray(z - top, float)) * UNIT
+    exact = np.exp(np.asarray(z - top, float))
     np.testing.assert_allclose(jax.jit(for_rounding)(z, top), exact, rtol=2.0**-17)
     ends = for_rounding(jnp.array([top, -jnp.inf, jnp.nan]), top)
-    np.testing.assert_array_equal(ends, np.array([UNIT, 0, np.nan]))
+    np.testing.assert_allclose(ends, [1, 0, np.nan], rtol=2.0**-17)
 
 
 @both_dtypes

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jsoftmax._rows.exponentials import UNIT, add_in_pairs, exact_difference, exponentials as series, for_rounding
 from jsoftmax._rows.forms import tpu
 from jsoftmax._rows.forms.series import exponentials as exponentials, shares_of
-from jsoftmax._rows.primitives import hidden, select
+from jsoftmax._rows.primitives import hidden, select, together
 from jsoftmax._rows.rows import Rows, defined
 from jsoftmax._rows.varying import fori_loop
 
@@ -40,19 +40,19 @@ def row_state(rows: Rows, empty: Array | None, exact: bool, capped: bool, alone:
 
     Else, or where a sum would write them a second time, as many rows at a time as the caches hold.
     """
-    del exact, capped
+    del capped
     *batch, classes = rows.logits.shape
     maximum = rows.maximum()
     count, at_once = math.prod(batch), _rows_at_once(classes, rows.dtype)
     fits = count <= at_once
     if fits or not (alone or (_block_count(classes) == 1 and classes > FEW)):
-        return maximum, _others(rows, defined(maximum, empty), cached=fits, alone=alone)
+        return maximum, _others(rows, defined(maximum, empty), exact, cached=fits, alone=alone)
     logits, top = rows.logits.reshape(count, classes), defined(maximum, empty).reshape(count)
 
     def step(turn: Any, found: Array) -> Array:
         first = lax.convert_element_type(turn * at_once, jnp.uint32)  # of the last turn less: slices see to that
         part, tops = Rows(_some_rows(logits, first, at_once)), lax.dynamic_slice_in_dim(top, first, at_once)
-        others = _others(part, tops, cached=True, alone=True)
+        others = _others(part, tops, exact, cached=True, alone=True)
         return lax.dynamic_update_slice_in_dim(found, others, first, 0)
 
     return maximum, fori_loop(0, -(-count // at_once), step, lax.full_like(top, 0)).reshape(batch)
@@ -72,7 +72,7 @@ def _some_rows(logits: Array, first: Array, count: int) -> Array:
     return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, first, count), logits.dtype)
 
 
-def _others(rows: Rows, maximum: Array, cached: bool, alone: bool) -> Array:
+def _others(rows: Rows, maximum: Array, exact: bool, cached: bool, alone: bool) -> Array:
     """The exponentials' sum without the largest: their total less 1 unit, unless that cancels.
 
     It does not if the total is 2 units or more. Else there is one class of 1 unit: what is as large is left out.
@@ -80,7 +80,7 @@ def _others(rows: Rows, maximum: Array, cached: bool, alone: bool) -> Array:
     z, top, classes = rows.z(), maximum[..., None], rows.logits.shape[-1]
     count = _classes_apart(classes) if alone else 0
     parts = lax.split(z, (classes - count, count), axis=-1) if count else (z,)
-    terms, *apart = (series(part, top) for part in parts)
+    terms, *apart = (series(part, top, exact) for part in parts)
     total, smaller = _sums(terms, apart, cached)
     number = total.dtype.type
     others = lax.select(lax.lt(total, number(2 * ONE)), smaller, lax.sub(total, number(UNIT)))
@@ -165,9 +165,11 @@ def _add(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]
 
 def shares(z: Array, maximum: Array, others: Array, exact: bool, rounded: bool) -> tuple[Array, Array]:
     """UNIT · p and p: of the exponentials that were summed, if they are still there."""
-    del exact
-    again = rounded and math.prod(z.shape[:-1]) > _rows_at_once(z.shape[-1], z.dtype)
-    return shares_of((for_rounding if again else series)(z, maximum), others)
+    if not rounded or math.prod(z.shape[:-1]) <= _rows_at_once(z.shape[-1], z.dtype):
+        return shares_of(series(z, maximum, exact), others)
+    powers, share = together(for_rounding(z, maximum), 1 / (1 + others))
+    p = lax.mul(powers, share)
+    return lax.mul(p, p.dtype.type(UNIT)), p
 
 
 def place_label(rows: Array, entries: Array, labels: Array) -> Array:
